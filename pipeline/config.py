@@ -1,0 +1,272 @@
+"""Every setting of a run, as frozen dataclasses: the same schema on the command line and in YAML.
+
+Imports nothing heavy, so that a typo is answered at once. Each field says whether it changes a label: those that do
+are part of a record's key, those that do not can be changed between two runs of the same command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import draccus
+import yaml
+from draccus.utils import DecodingError
+
+from pipeline.actions import NORMALIZATIONS
+from pipeline.embodiments import VIEW_POINT_SENTENCES, get_embodiment
+from pipeline.errors import ConfigError, did_you_mean
+
+DATASET_FORMATS = ("auto", "lerobot", "videos")
+TIMEBASES = ("model", "native")
+IMAGE_SIZES = (256, 480, 704, 720)
+PROMPT_FORMATS = ("json", "plain")
+DEVICES = ("auto", "cuda", "cpu")
+DTYPES = ("auto", "bfloat16", "float32")
+
+ConfigT = TypeVar("ConfigT")
+
+
+def _label(default: Any) -> Any:
+    """A setting that changes what a label says."""
+    return field(default=default, metadata={"changes_labels": True})
+
+
+def _road(default: Any) -> Any:
+    """A setting of how the work is done, or of what is worked on: never of what a label says."""
+    return field(default=default, metadata={"changes_labels": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """What is labelled."""
+
+    # The dataset's folder; without it and without a checkpoint, the embedded demo is run.
+    root: str | None = _road(None)
+    # auto, lerobot (v2.0, v2.1, v3.0) or videos (a folder of video files, captions.jsonl optional).
+    format: str = _road("auto")
+    # Episode indexes, all if empty: --dataset.episodes "[0, 3]".
+    episodes: tuple[int, ...] = _road(())
+    # Feature keys of the cameras, in the composite's order; empty: those that the embodiment's datasets have.
+    cameras: tuple[str, ...] = _label(())
+    # model: frames are taken at the model's rate; native: the dataset's own rate is the conditioning rate.
+    timebase: str = _label("model")
+
+    def __post_init__(self) -> None:
+        _one_of("dataset.format", self.format, DATASET_FORMATS)
+        _one_of("dataset.timebase", self.timebase, TIMEBASES)
+        if any(index < 0 for index in self.episodes):
+            raise ConfigError(f"dataset.episodes must be 0 or more, found {list(self.episodes)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The model and how it is sampled."""
+
+    # A checkpoint folder or hub id, such as nvidia/Cosmos3-Nano.
+    checkpoint: str | None = _label(None)
+    num_inference_steps: int = _label(30)
+    guidance_scale: float = _label(1.0)
+    flow_shift: float = _label(10.0)
+    # false: the trainer's flow grid; true: Karras; null: what the checkpoint's scheduler says.
+    use_karras_sigmas: bool | None = _label(False)
+    # A window's noise derives from this, its episode and its first frame.
+    seed: int = _label(0)
+    # auto: bfloat16 on a GPU, float32 on the CPU.
+    dtype: str = _label("auto")
+    # auto: a GPU if Ray has one.
+    device: str = _road("auto")
+    # Windows in one forward; null: enough to fill the device.
+    batch_size: int | None = _road(None)
+    # Bound on the text keys and values that an engine keeps.
+    text_cache_mib: int = _road(2048)
+
+    def __post_init__(self) -> None:
+        _one_of("engine.dtype", self.dtype, DTYPES)
+        _one_of("engine.device", self.device, DEVICES)
+        _at_least("engine.num_inference_steps", self.num_inference_steps, 1)
+        _at_least("engine.batch_size", self.batch_size, 1)
+        _at_least("engine.text_cache_mib", self.text_cache_mib, 0)
+        _above_zero("engine.flow_shift", self.flow_shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Where the work runs. What is left empty fits itself to the machine."""
+
+    # An existing cluster (auto, or its address); null: RAY_ADDRESS if set, else a Ray of this run's own.
+    address: str | None = _road(None)
+    # Engine actors; null: one per GPU, or one on the CPU.
+    num_engines: int | None = _road(None)
+    # Loader actors, which decode video; null: what the engines leave of the cores.
+    num_loaders: int | None = _road(None)
+    # Frames and results in flight between the stages, in all.
+    memory_budget_mib: int = _road(4096)
+
+    def __post_init__(self) -> None:
+        _at_least("ray.num_engines", self.num_engines, 1)
+        _at_least("ray.num_loaders", self.num_loaders, 1)
+        _at_least("ray.memory_budget_mib", self.memory_budget_mib, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Pseudo-actions for robot video: `jobs/label_inverse.py`."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    # A domain of the model: what the actions mean.
+    embodiment: str = _label("droid_lerobot")
+    # Needed where the embodiment has no width of its own.
+    raw_action_dim: int | None = _label(None)
+    # meanstd, minmax, quantile, quantile_rot or none: what the checkpoint was trained with. It is not recorded in it.
+    action_normalization: str = _label("quantile")
+    # Statistics (JSON) for it.
+    action_stats_path: str | None = _label(None)
+    # Actions per window; null: the embodiment's.
+    action_chunk_size: int | None = _label(None)
+    # The model's frame rate; null: the embodiment's.
+    fps: float | None = _label(None)
+    # Resolution tier: 256, 480, 704 or 720.
+    image_size: int = _label(480)
+    prompt_format: str = _label("json")
+    # How the video was filmed; empty: what the embodiment and the number of cameras say.
+    view_point: str = _label("")
+    # Where labels, records, manifest and summary go.
+    output_dir: str = _road("outputs/label_inverse")
+    # Frames of one segment, the unit of work, in memory. It decides which windows share a record, so it is in its key.
+    max_segment_mib: int = _label(64)
+    # Print what would be done, and stop.
+    dry_run: bool = _road(False)
+
+    def __post_init__(self) -> None:
+        get_embodiment(self.embodiment)
+        _one_of("action_normalization", self.action_normalization, NORMALIZATIONS)
+        _one_of("image_size", self.image_size, IMAGE_SIZES)
+        _one_of("prompt_format", self.prompt_format, PROMPT_FORMATS)
+        _one_of("view_point", self.view_point, ("", *VIEW_POINT_SENTENCES))
+        _at_least("max_segment_mib", self.max_segment_mib, 1)
+        _at_least("raw_action_dim", self.raw_action_dim, 1)
+        _above_zero("fps", self.fps)
+        if self.action_chunk_size is not None and (self.action_chunk_size < 4 or self.action_chunk_size % 4):
+            raise ConfigError(
+                f"action_chunk_size must be a positive multiple of 4 (the VAE's stride), found {self.action_chunk_size}."
+            )
+        self._check_pairs()
+
+    @property
+    def is_demo(self) -> bool:
+        return self.dataset.root is None and self.engine.checkpoint is None
+
+    def _check_pairs(self) -> None:
+        if self.is_demo:
+            return
+        for name, value, example in (
+            ("dataset.root", self.dataset.root, "/path/to/dataset"),
+            ("engine.checkpoint", self.engine.checkpoint, "nvidia/Cosmos3-Nano"),
+        ):
+            if value is None:
+                raise ConfigError(f"{name} is not set. Add --{name} {example}, or set neither to run the demo.")
+        if self.action_normalization != "none" and self.action_stats_path is None:
+            raise ConfigError(
+                f"action_normalization {self.action_normalization!r} needs statistics: add --action_stats_path FILE. "
+                "Labels in the model's own scale, without units, are --action_normalization none."
+            )
+
+
+def parse_config(config_class: type[ConfigT], arguments: Sequence[str] | None = None) -> ConfigT:
+    """The config that command line and `--config_path` describe; flags win over the file.
+
+    Raises ConfigError for an unknown flag or key (with the closest known one), a value of the wrong type, or one that
+    is impossible.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    known = {name: setting for name, setting in _settings(config_class)}
+    arguments = _with_explicit_booleans(arguments, known)
+    for argument in arguments:
+        name = argument[2:].split("=", 1)[0]
+        if argument.startswith("--") and name not in {*known, "config_path", "help"}:
+            raise ConfigError(f"Unknown setting --{name}.{did_you_mean(name, known)} --help lists all.")
+    try:
+        return draccus.parse(config_class, args=arguments)
+    except DecodingError as error:
+        raise ConfigError(_explain(error, known)) from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"--config_path: {error.filename} is not a file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config_path is not valid YAML: {error}") from error
+
+
+def label_settings(config: Any) -> dict[str, Any]:
+    """The settings that change a label, as `{"engine.seed": 0, ...}`."""
+    return {
+        name: _value(config, name)
+        for name, setting in _settings(type(config))
+        if setting.metadata.get("changes_labels")
+    }
+
+
+def all_settings(config: Any) -> dict[str, Any]:
+    """Every setting as `{"engine.seed": 0, ...}`, JSON-able."""
+    return {name: _value(config, name) for name, _ in _settings(type(config))}
+
+
+def _settings(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    for setting in dataclasses.fields(config_class):
+        nested = setting.default_factory
+        if dataclasses.is_dataclass(nested):
+            yield from _settings(nested, f"{prefix}{setting.name}.")
+        else:
+            yield prefix + setting.name, setting
+
+
+def _value(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return list(config) if isinstance(config, tuple) else config
+
+
+def _with_explicit_booleans(arguments: list[str], known: dict[str, dataclasses.Field]) -> list[str]:
+    """`--dry_run` alone means `--dry_run true`."""
+    explicit = []
+    for position, argument in enumerate(arguments):
+        explicit.append(argument)
+        setting = known.get(argument.removeprefix("--"))
+        following = arguments[position + 1 : position + 2]
+        is_flag = setting is not None and setting.type == "bool"
+        if argument.startswith("--") and is_flag and (not following or following[0].startswith("--")):
+            explicit.append("true")
+    return explicit
+
+
+def _explain(error: DecodingError, known: dict[str, dataclasses.Field]) -> str:
+    text = " ".join(str(error).split())
+    unknown = [word.strip("`,") for word in text.split() if word.startswith("`")]
+    hint = did_you_mean(unknown[-1], {name.rsplit(".", 1)[-1] for name in known}) if "not valid" in text else ""
+    return f"Bad setting {text}.{hint} --help lists all."
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        choices = ", ".join(str(choice) or "''" for choice in allowed)
+        hint = did_you_mean(str(value), [str(choice) for choice in allowed if choice != ""])
+        raise ConfigError(f"{name} must be one of {choices}; found {value!r}.{hint}")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}, found {value}.")
+
+
+def _above_zero(name: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ConfigError(f"{name} must be above zero, found {value}.")
+
+
+def expand_path(path: str) -> Path:
+    return Path(path).expanduser()

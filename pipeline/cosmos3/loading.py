@@ -1,0 +1,118 @@
+"""Strict loading of safetensors into a module that was built on the meta device. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pipeline.cosmos3.config import WEIGHTS_NAME
+from pipeline.errors import CheckpointError
+
+_NAMES_SHOWN = 5
+
+
+def load_strictly(
+    module: nn.Module,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    skip: Callable[[str], bool] = lambda name: False,
+    keep_fp32: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Fills every parameter of `module` from the safetensors in `folder`, one tensor at a time.
+
+    `skip` says which of the checkpoint's tensors this module does without; `keep_fp32` which parameters stay fp32.
+    A tensor that already has its dtype on the CPU stays a view of the mapped file, so nothing is held twice.
+
+    Raises CheckpointError for a tensor that is missing, extra or of another shape, and for an unreadable file.
+    """
+    parameters = dict(module.named_parameters())
+    loaded: set[str] = set()
+    extra: list[str] = []
+    for path in weight_files(folder):
+        for name, read in _tensors(path, device):
+            if name in parameters:
+                _check_shape(name, read, parameters[name], path)
+                target_dtype = torch.float32 if keep_fp32(name) else dtype
+                _assign(module, name, read.tensor().to(device=device, dtype=target_dtype))
+                loaded.add(name)
+            elif not skip(name):
+                extra.append(name)
+    missing = sorted(parameters.keys() - loaded)
+    if missing or extra:
+        raise CheckpointError(
+            f"The tensors in {folder} are not those of its config: {_listed('missing', missing)}"
+            f"{'; ' if missing and extra else ''}{_listed('not expected', sorted(extra))}. "
+            "Check that config.json belongs to these weights and that every shard is there."
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component: a single file, or the shards that its index names."""
+    single = folder / f"{WEIGHTS_NAME}.safetensors"
+    index = folder / f"{WEIGHTS_NAME}.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(
+            f"Expected {single.name} or {index.name} in {folder}, found neither. Only safetensors weights are loaded."
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error!r}. Download it again.") from error
+    files = [folder / name for name in names]
+    outside = [path.name for path in files if path.parent != folder]
+    absent = [path.name for path in files if not path.is_file()]
+    if outside or absent:
+        raise CheckpointError(f"{index} names files that are not in {folder}: {', '.join(outside + absent)}.")
+    return files
+
+
+class _LazyTensor:
+    """One tensor of an open file: its shape costs nothing, its data is read when asked for."""
+
+    def __init__(self, file, name: str) -> None:
+        self._file, self._name = file, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(self._name).get_shape())
+
+    def tensor(self) -> torch.Tensor:
+        return self._file.get_tensor(self._name)
+
+
+def _tensors(path: Path, device: torch.device) -> Iterator[tuple[str, _LazyTensor]]:
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                yield name, _LazyTensor(file, name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Download it again.") from error
+
+
+def _check_shape(name: str, found: _LazyTensor, parameter: nn.Parameter, path: Path) -> None:
+    if found.shape != tuple(parameter.shape):
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has shape {list(found.shape)}, its config asks for {list(parameter.shape)}."
+        )
+
+
+def _assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    *parents, leaf = name.split(".")
+    owner = module.get_submodule(".".join(parents))
+    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{what} {', '.join(names[:_NAMES_SHOWN])}{more}"

@@ -1,0 +1,79 @@
+"""The Wan 2.2 VAE (diffusers' `AutoencoderKLWan`): pixels to normalised latents and back.
+
+It is causal in time: a latent frame depends on pixel frames up to its own, so a prefix of a clip can be encoded alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from pipeline.cosmos3.loading import load_strictly
+
+# Clips encoded in one call: about one 17-frame clip at 720x1280, or dozens of the small tiers.
+_MAX_PIXELS_PER_CALL = 17 * 720 * 1280
+_DECODER_PARTS = ("decoder.", "post_quant_conv.")
+
+
+class VideoVae:
+    """Encodes conditioning clips; decodes only if it was loaded with the decoder."""
+
+    def __init__(self, model: AutoencoderKLWan, *, has_decoder: bool) -> None:
+        self._model = model
+        self.has_decoder = has_decoder
+        parameter = next(model.parameters())
+        self._dtype, self._device = parameter.dtype, parameter.device
+        self._mean = torch.tensor(model.config.latents_mean, device=parameter.device).view(1, -1, 1, 1, 1)
+        self._std = torch.tensor(model.config.latents_std, device=parameter.device).view(1, -1, 1, 1, 1)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, decoder: bool
+    ) -> VideoVae:
+        """Loads encoder and `quant_conv` strictly; the decoder, four fifths of the weights, only if asked for."""
+        with torch.device("meta"):
+            model = AutoencoderKLWan.from_config(config)
+        if not decoder:
+            del model.decoder, model.post_quant_conv
+        load_strictly(
+            model,
+            folder,
+            device=device,
+            dtype=dtype,
+            skip=lambda name: not decoder and name.startswith(_DECODER_PARTS),
+        )
+        return cls(model.eval(), has_decoder=decoder)
+
+    def encode(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """[3, T, H, W] clips (uint8, or float in [-1, 1]; T = 4k + 1) -> [C, t, h, w] fp32, in order.
+
+        Clips of one shape are encoded together, up to a budget of pixels.
+        """
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for index, clip in enumerate(clips):
+            by_shape[clip.shape].append(index)
+        latents: list[torch.Tensor | None] = [None] * len(clips)
+        for shape, indexes in by_shape.items():
+            per_call = max(1, _MAX_PIXELS_PER_CALL // shape[1:].numel())
+            for start in range(0, len(indexes), per_call):
+                chosen = indexes[start : start + per_call]
+                for index, latent in zip(chosen, self._encode(torch.stack([clips[i] for i in chosen])), strict=True):
+                    latents[index] = latent
+        return latents
+
+    def decode(self, latents_CTHW: torch.Tensor) -> torch.Tensor:
+        """[C, t, h, w] normalised latents -> [3, T, 16h, 16w] fp32 in [0, 1]."""
+        z = latents_CTHW[None] * self._std + self._mean
+        return (self._model.decode(z.to(self._dtype)).sample[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def _encode(self, clips_BCTHW: torch.Tensor) -> torch.Tensor:
+        pixels = clips_BCTHW.to(self._device)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 127.5 - 1.0
+        mode = self._model.encode(pixels.to(self._dtype)).latent_dist.mode()
+        return (mode.float() - self._mean) / self._std
