@@ -321,3 +321,20 @@ def _nearest_rotation(matrix: np.ndarray) -> np.ndarray:
 
 def _frame_matrix(frame_rotation: FrameRotation) -> np.ndarray:
     return np.eye(3) if frame_rotation is None else np.array(frame_rotation, dtype=np.float64)
+
+
+def merge_windows(actions: np.ndarray, window_starts: Sequence[int], label_start: int, label_stop: int) -> np.ndarray:
+    """One action per position: [W, chunk, D] of windows at increasing `window_starts` -> [label_stop - label_start, D].
+
+    A position that two windows cover takes the earlier one's answer. Whatever lies beyond `label_stop` is padding.
+    """
+    merged = np.empty((label_stop - label_start, actions.shape[-1]), dtype=actions.dtype)
+    filled = label_start
+    for start, action in zip(window_starts, actions, strict=True):
+        stop = min(start + len(action), label_stop)
+        if stop > filled:
+            assert start <= filled, f"windows leave a gap: {filled}..{start}"
+            merged[filled - label_start : stop - label_start] = action[filled - start : stop - start]
+            filled = stop
+    assert filled == label_stop, f"windows end at {filled}, labels at {label_stop}"
+    return merged

@@ -10,8 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import draccus
 import yaml
@@ -27,8 +26,6 @@ IMAGE_SIZES = (256, 480, 704, 720)
 PROMPT_FORMATS = ("json", "plain")
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
-
-ConfigT = TypeVar("ConfigT")
 
 
 def _label(default: Any) -> Any:
@@ -155,7 +152,8 @@ class LabelConfig:
         _above_zero("fps", self.fps)
         if self.action_chunk_size is not None and (self.action_chunk_size < 4 or self.action_chunk_size % 4):
             raise ConfigError(
-                f"action_chunk_size must be a positive multiple of 4 (the VAE's stride), found {self.action_chunk_size}."
+                "action_chunk_size must be a positive multiple of 4 (the VAE's stride), found "
+                f"{self.action_chunk_size}."
             )
         self._check_pairs()
 
@@ -179,7 +177,7 @@ class LabelConfig:
             )
 
 
-def parse_config(config_class: type[ConfigT], arguments: Sequence[str] | None = None) -> ConfigT:
+def parse_config[ConfigT](config_class: type[ConfigT], arguments: Sequence[str] | None = None) -> ConfigT:
     """The config that command line and `--config_path` describe; flags win over the file.
 
     Raises ConfigError for an unknown flag or key (with the closest known one), a value of the wrong type, or one that
@@ -266,7 +264,3 @@ def _at_least(name: str, value: int | None, least: int) -> None:
 def _above_zero(name: str, value: float | None) -> None:
     if value is not None and not value > 0:
         raise ConfigError(f"{name} must be above zero, found {value}.")
-
-
-def expand_path(path: str) -> Path:
-    return Path(path).expanduser()

@@ -16,14 +16,21 @@ from pipeline.errors import CheckpointError
 _NAMES_SHOWN = 5
 
 
+Names = Callable[[str], bool]
+
+
+def no_names(name: str) -> bool:
+    return False
+
+
 def load_strictly(
     module: nn.Module,
     folder: Path,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    skip: Callable[[str], bool] = lambda name: False,
-    keep_fp32: Callable[[str], bool] = lambda name: False,
+    skip: Names = no_names,
+    keep_fp32: Names = no_names,
 ) -> None:
     """Fills every parameter of `module` from the safetensors in `folder`, one tensor at a time.
 
@@ -32,23 +39,38 @@ def load_strictly(
 
     Raises CheckpointError for a tensor that is missing, extra or of another shape, and for an unreadable file.
     """
+
+    def fill(name: str, tensor: _LazyTensor) -> None:
+        target_dtype = torch.float32 if keep_fp32(name) else dtype
+        _assign(module, name, tensor.read().to(device=device, dtype=target_dtype))
+
+    _match(module, folder, device, skip, fill)
+
+
+def check_strictly(module: nn.Module, folder: Path, *, skip: Names = no_names) -> None:
+    """Everything that `load_strictly` checks, from the files' headers alone: no weight is read."""
+    _match(module, folder, torch.device("cpu"), skip, lambda name, tensor: None)
+
+
+def _match(
+    module: nn.Module, folder: Path, device: torch.device, skip: Names, use: Callable[[str, _LazyTensor], None]
+) -> None:
     parameters = dict(module.named_parameters())
-    loaded: set[str] = set()
+    found: set[str] = set()
     extra: list[str] = []
     for path in weight_files(folder):
-        for name, read in _tensors(path, device):
+        for name, tensor in _tensors(path, device):
             if name in parameters:
-                _check_shape(name, read, parameters[name], path)
-                target_dtype = torch.float32 if keep_fp32(name) else dtype
-                _assign(module, name, read.tensor().to(device=device, dtype=target_dtype))
-                loaded.add(name)
+                _check_shape(name, tensor, parameters[name], path)
+                use(name, tensor)
+                found.add(name)
             elif not skip(name):
                 extra.append(name)
-    missing = sorted(parameters.keys() - loaded)
+    missing = sorted(parameters.keys() - found)
     if missing or extra:
+        differences = [_listed(what, names) for what, names in (("missing", missing), ("not expected", sorted(extra)))]
         raise CheckpointError(
-            f"The tensors in {folder} are not those of its config: {_listed('missing', missing)}"
-            f"{'; ' if missing and extra else ''}{_listed('not expected', sorted(extra))}. "
+            f"The tensors in {folder} are not those of its config: {'; '.join(filter(None, differences))}. "
             "Check that config.json belongs to these weights and that every shard is there."
         )
 
@@ -85,7 +107,7 @@ class _LazyTensor:
     def shape(self) -> tuple[int, ...]:
         return tuple(self._file.get_slice(self._name).get_shape())
 
-    def tensor(self) -> torch.Tensor:
+    def read(self) -> torch.Tensor:
         return self._file.get_tensor(self._name)
 
 

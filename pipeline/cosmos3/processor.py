@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.actions import load_normalizer
+from pipeline.actions import Normalizer, load_normalizer
 from pipeline.cosmos3.conditioning import MODES
 from pipeline.cosmos3.prompt import Caption, PromptTokenizer
 from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
@@ -30,7 +30,8 @@ class Cosmos3PolicyProcessor:
     """Turns observations of one embodiment into requests, and results back into physical units.
 
     `tokenizer` is a checkpoint folder or a loaded PromptTokenizer. An integer `domain_id` needs `raw_action_dim`,
-    because the layout behind it is not known; with it, the other settings of `domain_name` still apply.
+    because the layout behind it is not known; with it, the other settings of `domain_name` still apply. A `normalizer`
+    that is loaded already takes the place of `action_normalization` and `action_stats_path`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Cosmos3PolicyProcessor:
         cond_frame_indexes: Sequence[int] | None = None,
         action_normalization: str = "none",
         action_stats_path: str | Path | None = None,
+        normalizer: Normalizer | None = None,
     ) -> None:
         embodiment = get_embodiment(domain_name)
         self.tokenizer = (
@@ -64,7 +66,7 @@ class Cosmos3PolicyProcessor:
         composed = self.view_point == "concat_view"
         self.view_description = view_description or (embodiment.view_description if composed else "")
         self.cond_frame_indexes = cond_frame_indexes
-        self.normalizer = load_normalizer(action_normalization, action_stats_path, self.raw_action_dim)
+        self.normalizer = normalizer or load_normalizer(action_normalization, action_stats_path, self.raw_action_dim)
         # A labelling run asks for the same few captions again and again.
         self._encode = lru_cache(maxsize=_PROMPTS_KEPT)(self.tokenizer.encode)
 

@@ -8,6 +8,7 @@ without a system prompt, followed by end-of-text and `<|vision_start|>`.
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._is_free = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         vision_start = tokenizer.convert_tokens_to_ids("<|vision_start|>")
         if tokenizer.eos_token_id is None or vision_start in (None, tokenizer.unk_token_id):
             raise CheckpointError("The checkpoint's text_tokenizer lacks an eos token or <|vision_start|>.")
@@ -108,11 +110,12 @@ class PromptTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of one user turn holding `text`, closed for generation. `""` is the negative prompt of guidance."""
-        encoding = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=True,
-            add_generation_prompt=True,
-            add_vision_id=False,
-            return_dict=True,
-        )
+        with self._is_free:
+            encoding = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                tokenize=True,
+                add_generation_prompt=True,
+                add_vision_id=False,
+                return_dict=True,
+            )
         return (*encoding["input_ids"], *self._closing)

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline.cosmos3.loading import load_strictly
+from pipeline.cosmos3.loading import check_strictly, load_strictly, no_names
 
 # Clips encoded in one call: about one 17-frame clip at 720x1280, or dozens of the small tiers.
 _MAX_PIXELS_PER_CALL = 17 * 720 * 1280
-_DECODER_PARTS = ("decoder.", "post_quant_conv.")
 
 
 class VideoVae:
@@ -36,17 +35,8 @@ class VideoVae:
         cls, folder: Path, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, decoder: bool
     ) -> VideoVae:
         """Loads encoder and `quant_conv` strictly; the decoder, four fifths of the weights, only if asked for."""
-        with torch.device("meta"):
-            model = AutoencoderKLWan.from_config(config)
-        if not decoder:
-            del model.decoder, model.post_quant_conv
-        load_strictly(
-            model,
-            folder,
-            device=device,
-            dtype=dtype,
-            skip=lambda name: not decoder and name.startswith(_DECODER_PARTS),
-        )
+        model = _build(config, decoder=decoder)
+        load_strictly(model, folder, device=device, dtype=dtype, skip=no_names if decoder else _is_decoder)
         return cls(model.eval(), has_decoder=decoder)
 
     def encode(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -77,3 +67,20 @@ class VideoVae:
             pixels = pixels.float() / 127.5 - 1.0
         mode = self._model.encode(pixels.to(self._dtype)).latent_dist.mode()
         return (mode.float() - self._mean) / self._std
+
+
+def check_vae(folder: Path, config: dict[str, Any]) -> None:
+    """Raises CheckpointError if the encoder's tensors are not those of the config; reads headers only."""
+    check_strictly(_build(config, decoder=False), folder, skip=_is_decoder)
+
+
+def _build(config: dict[str, Any], *, decoder: bool) -> AutoencoderKLWan:
+    with torch.device("meta"):
+        model = AutoencoderKLWan.from_config(config)
+    if not decoder:
+        del model.decoder, model.post_quant_conv
+    return model
+
+
+def _is_decoder(name: str) -> bool:
+    return name.startswith(("decoder.", "post_quant_conv."))

@@ -39,8 +39,7 @@ def _episode_table(file: pq.ParquetFile, episode_index: int, keys: Sequence[str]
     recorded = file.schema_arrow.names
     columns = [name for name in dict.fromkeys([_EPISODE, _FRAME, *keys]) if name in recorded]
     groups = [i for i in range(file.num_row_groups) if _may_hold(file, i, episode_index)]
-    # Parquet takes "action" for a prefix of "action.joint_position" too, hence the second selection.
-    table = file.read_row_groups(groups, columns=columns).select(columns)
+    table = file.read_row_groups(groups, columns=columns)
     if _EPISODE not in recorded:
         return table
     return table.filter(pc.equal(table[_EPISODE], episode_index))

@@ -1,7 +1,7 @@
 """LeRobot v3.0: `meta/episodes/**/*.parquet`, and Parquet and video files that hold many episodes each.
 
 An episode's frame k is at `videos/<camera>/from_timestamp + k / fps` seconds of the file that its chunk and file
-index name. The episode list stays an Arrow table: 100,000 episodes are a few megabytes and no Python objects.
+index name. The episode list stays in Arrow arrays: 100,000 episodes are a few megabytes and no Python objects.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class LeRobotV3Dataset(LeRobotDataset):
 
     def __init__(self, root: Path, info: LeRobotInfo) -> None:
         super().__init__(root, info)
-        self._table = _read_episodes(root / "meta" / "episodes", info.cameras)
-        self._indexes = self._table["episode_index"].to_numpy()
-        self._find_cameras([camera for camera in info.cameras if _has_columns(self._table.column_names, camera)])
+        table = _read_episodes(root / "meta" / "episodes", info.cameras)
+        self._columns = {name: table[name].combine_chunks() for name in table.column_names}
+        self._indexes = table["episode_index"].to_numpy()
+        self._find_cameras([camera for camera in info.cameras if _has_columns(table.column_names, camera)])
 
     def episode_indexes(self) -> Sequence[int]:
         return self._indexes.tolist()
@@ -70,25 +71,25 @@ class LeRobotV3Dataset(LeRobotDataset):
         return self.info.format_path("data_path", chunk_index=chunk, file_index=file)
 
     def _task(self, episode_index: int) -> str:
-        tasks = self._value(episode_index, "tasks") if "tasks" in self._table.column_names else None
+        tasks = self._value(episode_index, "tasks") if "tasks" in self._columns else None
         return (tasks[0] or "") if tasks else ""
 
     def _value(self, episode_index: int, column: str) -> Any:
         row = int(np.searchsorted(self._indexes, episode_index))
         if row == len(self._indexes) or self._indexes[row] != episode_index:
             raise self._unknown_episode(episode_index)
-        return self._table[column][row].as_py()
+        return self._columns[column][row].as_py()
 
 
 def _read_episodes(folder: Path, cameras: Sequence[str]) -> pa.Table:
-    """The episode list, sorted, one chunk per column, without the statistics that make up most of the files."""
+    """The episode list, sorted by episode_index, without the statistics that make up most of the files."""
     tables = [_read_file(path, cameras) for path in sorted(folder.rglob("*.parquet"))]
     if not any(table.num_rows for table in tables):
         raise DatasetError(
             f"{folder}: expected Parquet files that list episodes, found none; fetch meta/episodes again"
         )
     try:
-        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DatasetError(
             f"{folder}: expected files with the same columns, found {error}; fetch them again"
@@ -126,4 +127,4 @@ def _sorted(folder: Path, table: pa.Table) -> pa.Table:
     if indexes.null_count or pc.count_distinct(indexes).as_py() < len(indexes):
         raise DatasetError(f"{folder}: expected each episode_index once, found some missing or twice; fetch it again")
     order = pc.sort_indices(indexes)
-    return table.take(order).combine_chunks()
+    return table.take(order)

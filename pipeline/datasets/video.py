@@ -46,13 +46,16 @@ class _Reading:
 def probe_video(path: str | Path) -> VideoInfo:
     """Read a file's header; where it has no frame count (Matroska, WebM), count packets. Nothing is decoded.
 
-    Raises `VideoError` naming the file when it is missing, cannot be opened, or has no frames or no frame rate.
+    Raises `VideoError` naming the file when it is missing, cannot be opened, or lacks frames, a frame rate or times.
     """
     path = _existing(path)
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)
-            return _header(path, container, stream)
+            header = _header(path, container, stream)
+            container.seek(0)
+            _refuse_guessed_times(path, container, next(container.demux(stream)))
+            return header
     except FFmpegError as error:
         raise VideoError(
             f"{path}: expected a video, found a file that cannot be opened ({error}); replace it"
@@ -169,7 +172,8 @@ def _decode_packets(path: Path, container: InputContainer, packets: Iterator[av.
         if packet.size and keyframe_pts is None:
             _refuse_guessed_times(path, container, packet)
             keyframe_pts = packet.pts
-        # Shown before the keyframe but stored after it: these need pictures from before, and nobody asked for them.
+        # Shown before the keyframe but stored after it: nobody asked for these, and they need pictures from before, so
+        # they would only send an open-GOP file back to its start.
         if packet.pts is None or keyframe_pts is None or packet.pts >= keyframe_pts:
             yield from packet.decode()
 
@@ -177,8 +181,8 @@ def _decode_packets(path: Path, container: InputContainer, packets: Iterator[av.
 def _refuse_guessed_times(path: Path, container: InputContainer, packet: av.Packet) -> None:
     if container.format.name == "avi" and packet.pts != packet.dts:
         raise VideoError(
-            f"{path}: expected presentation times, found an AVI with reordered frames, which cannot store them; "
-            "re-encode it as MP4"
+            f"{path}: expected presentation times, found an AVI, which stores none, with H.264 or reordered "
+            "frames, for which FFmpeg guesses them wrongly; re-encode it as MP4"
         )
 
 

@@ -20,11 +20,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pipeline.actions import recorded_actions
-from pipeline.embodiments import get_embodiment
-from pipeline.errors import DatasetError
 from scipy.spatial.transform import Rotation, Slerp
 
+from pipeline.actions import recorded_actions
 from pipeline.demo.tabletop import (
     CUBE_EDGE_M,
     DEMO_CAMERA_KEYS,
@@ -37,6 +35,8 @@ from pipeline.demo.tabletop import (
     render_views,
     transform,
 )
+from pipeline.embodiments import get_embodiment
+from pipeline.errors import DatasetError
 
 Array = NDArray[np.floating]
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pipeline.embodiments import get_embodiment
 from scipy.spatial.transform import Rotation
+
+from pipeline.embodiments import get_embodiment
 
 Array = NDArray[np.floating]
 Rgb = tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Small real datasets whose frames carry their number in their pixels, so that a wrong frame cannot pass for the right one."""
+"""Small real datasets whose frames carry their number in their pixels, so a wrong one cannot pass for the right one."""
 
 from __future__ import annotations
 

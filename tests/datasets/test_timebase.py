@@ -37,7 +37,7 @@ def test_an_embodiment_without_a_rate_needs_native():
 
 
 def test_an_unknown_timebase_is_refused():
-    with pytest.raises(TimebaseError, match="'modle'.*model or native"):
+    with pytest.raises(TimebaseError, match=r"'modle'.*model or native"):
         resolve_timebase(20, 20, "modle")
 
 

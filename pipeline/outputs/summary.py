@@ -1,0 +1,164 @@
+"""The end of a run: every planned segment accounted for, how fast it went, and what the labels look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets import RobotVideoDataset
+from pipeline.outputs.checks import LabelChecks
+from pipeline.outputs.manifest import write_json
+from pipeline.plan import Plan, Segment, count_windows
+from pipeline.recipe import Recipe
+
+STAGES = ("load", "infer", "record")
+_LOST = (
+    "ProcessDied",
+    "Nothing came back for this segment: the process that worked on it died, also when it was tried again. Its memory "
+    "may have run out: lower --max_segment_mib or --engine.batch_size, or look into Ray's logs.",
+)
+_FAILURES_SHOWN = 10
+
+
+@dataclass
+class Tally:
+    """What has come to an end so far, of what this run set out to do."""
+
+    segments: Sequence[Segment]
+    windows_done: int = 0
+    failures: dict[str, tuple[str, str]] = field(default_factory=dict)  # key → (error type, error)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    wall_s: float = 0.0
+
+    @property
+    def num_windows(self) -> int:
+        return count_windows(self.segments)
+
+    def add(self, status: Mapping[str, Any]) -> None:
+        """Counts one status row that the last stage handed on."""
+        for stage in STAGES:
+            self.seconds[stage] += float(status[f"{stage}_s"])
+        if status["error"]:
+            self.failures[status["key"]] = (status["error_type"], status["error"])
+        else:
+            self.windows_done += len(status["window_starts"])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`summary.json`, and the same in words."""
+
+    run_id: str
+    segments: dict[str, int]  # planned = recorded + failed
+    episodes: int
+    windows: dict[str, int]
+    windows_per_s: float | None
+    wall_s: float
+    seconds_by_stage: dict[str, float]
+    timebase: dict[str, float]
+    labels: dict[str, Any]
+    empty_tasks: int
+    failures: list[dict[str, Any]]
+    warnings: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        dataset: RobotVideoDataset,
+        recipe: Recipe,
+        plan: Plan,
+        tally: Tally,
+        checks: LabelChecks,
+        *,
+        recorded: set[str],
+    ) -> Summary:
+        """Holds the plan against the records on disk: whatever has none has failed, with or without a word."""
+        failed = [segment for segment in plan.segments if segment.key not in recorded]
+        done_now = [segment for segment in tally.segments if segment.key in recorded]
+        return cls(
+            run_id=recipe.run_id,
+            segments={
+                "planned": len(plan.segments),
+                "recorded": len(plan.segments) - len(failed),
+                "failed": len(failed),
+                "recorded_earlier": len(plan.segments) - len(tally.segments),
+            },
+            episodes=plan.num_episodes,
+            windows={"planned": plan.num_windows, "labelled_now": count_windows(done_now)},
+            windows_per_s=tally.windows_done / tally.wall_s if tally.windows_done and tally.wall_s else None,
+            wall_s=tally.wall_s,
+            seconds_by_stage=dict(tally.seconds),
+            timebase={
+                "dataset_fps": recipe.timebase.dataset_fps,
+                "model_fps": recipe.timebase.model_fps,
+                "frame_stride": recipe.timebase.stride,
+            },
+            labels=checks.to_json(),
+            empty_tasks=plan.num_empty_tasks,
+            failures=[_failure(segment, tally) for segment in failed],
+            warnings=[*dataset.warnings, *_task_warning(plan), *checks.warnings()],
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        counts = self.segments
+        return counts["planned"] == counts["recorded"] and counts["failed"] == 0
+
+    def render(self) -> str:
+        """The summary for a terminal."""
+        counts, labels, base = self.segments, self.labels, self.timebase
+        rate = f"{self.windows_per_s:.2f} windows/s" if self.windows_per_s else "nothing was left to do"
+        spent = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds_by_stage.items())
+        lines = [
+            f"segments   {counts['planned']} planned = {counts['recorded']} recorded + {counts['failed']} failed"
+            f"  ({counts['recorded_earlier']} were there already)",
+            f"windows    {self.windows['labelled_now']} labelled now of {self.windows['planned']}, {rate}",
+            f"labels     {labels['rows']} rows, {labels['valid_actions']} valid actions, {self.episodes} episodes",
+            f"timebase   dataset {base['dataset_fps']:g} fps, model {base['model_fps']:g} fps, "
+            f"{_every(int(base['frame_stride']))}",
+            f"time       {self.wall_s:.1f} s; summed over actors: {spent}",
+            f"checks     outside [-1, 1]: {_percent(labels['share_clamped'])}; rotation columns off orthonormal: "
+            f"{_number(labels['rotation_orthonormality_error_mean'])} mean, "
+            f"{_number(labels['rotation_orthonormality_error_max'])} max",
+        ]
+        lines += [f"WARNING    {warning}" for warning in self.warnings]
+        for failure in self.failures[:_FAILURES_SHOWN]:
+            lines.append(f"FAILED     episode {failure['episode_index']}: {failure['error_type']}: {failure['error']}")
+        if len(self.failures) > _FAILURES_SHOWN:
+            lines.append(f"FAILED     … and {len(self.failures) - _FAILURES_SHOWN} more: see summary.json")
+        return "\n".join(lines)
+
+
+def write_summary(output_dir: Path, summary: Summary) -> None:
+    write_json(output_dir / "summary.json", asdict(summary))
+
+
+def _failure(segment: Segment, tally: Tally) -> dict[str, Any]:
+    error_type, error = tally.failures.get(segment.key, _LOST)
+    return {
+        "key": segment.key,
+        "episode_index": segment.episode_index,
+        "positions": [segment.label_start, segment.label_stop],
+        "error_type": error_type,
+        "error": error,
+    }
+
+
+def _task_warning(plan: Plan) -> list[str]:
+    if not plan.num_empty_tasks:
+        return []
+    return [f"{plan.num_empty_tasks} episodes have an empty task text; they were labelled with a prompt without one."]
+
+
+def _every(stride: int) -> str:
+    return "every frame" if stride == 1 else f"one frame in {stride}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,70 @@
+"""Gathers the windows of several segments into one engine step."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import torch
+
+from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
+
+Step = Callable[[Sequence[Cosmos3ActionRequest]], list[Cosmos3ActionResult]]
+
+
+class WindowBatcher:
+    """Shares one engine between threads: each brings its segment's requests and waits for their results.
+
+    There is no thread of its own: whichever caller finds the engine free steps it, with the oldest `batch_size`
+    requests of whoever waits, until its own are answered.
+    """
+
+    def __init__(self, step: Step, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._step = step
+        self._waiting: deque[tuple[Cosmos3ActionRequest, Future]] = deque()
+        self._engine_is_free = threading.Lock()
+
+    def run(self, requests: Sequence[Cosmos3ActionRequest]) -> list[Cosmos3ActionResult]:
+        """Results in the order of `requests`. Raises the error of the first that could not be answered."""
+        futures = [Future() for _ in requests]
+        self._waiting.extend(zip(requests, futures, strict=True))
+        while not all(future.done() for future in futures):
+            with self._engine_is_free:
+                if not all(future.done() for future in futures):
+                    self._step_once()
+        return [future.result() for future in futures]
+
+    def _step_once(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]
+        try:
+            results = self._step([request for request, _ in batch])
+        except torch.cuda.OutOfMemoryError as error:
+            self._shrink(batch, error)
+        except Exception as error:
+            self._blame(batch, error)
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                future.set_result(result)
+
+    def _shrink(self, batch: list[tuple[Cosmos3ActionRequest, Future]], error: Exception) -> None:
+        """Half the batch from now on, and these requests again."""
+        torch.cuda.empty_cache()
+        if len(batch) == 1:
+            batch[0][1].set_exception(error)
+            return
+        self.batch_size = len(batch) // 2
+        self._waiting.extendleft(reversed(batch))
+
+    def _blame(self, batch: list[tuple[Cosmos3ActionRequest, Future]], error: Exception) -> None:
+        """An error belongs to the request that causes it: each is tried alone, so that its batch-mates survive."""
+        if len(batch) == 1:
+            batch[0][1].set_exception(error)
+            return
+        for request, future in batch:
+            try:
+                future.set_result(self._step([request])[0])
+            except Exception as own_error:
+                future.set_exception(own_error)
