@@ -42,6 +42,10 @@ class CheckpointError(PipelineError):
     """A checkpoint folder, its config or one of its tensors is not what the engine can load."""
 
 
+class StageError(PipelineError):
+    """A stage could not be set up, or Ray gave up on it: the run stops, what is recorded stays."""
+
+
 class ResultError(PipelineError):
     """The model's output is not finite, so it is no label."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.config import LabelConfig
 from pipeline.cosmos3.config import checkpoint_fingerprint, read_checkpoint_config, resolve_checkpoint
 from pipeline.datasets import RobotVideoDataset, open_dataset
+from pipeline.errors import StageError
 from pipeline.outputs.labels import merge_labels
 from pipeline.outputs.manifest import make_manifest, write_manifest
 from pipeline.outputs.records import RecordStore
@@ -40,7 +41,7 @@ def prepare(config: LabelConfig) -> Prepared:
     dataset = open_dataset(Path(config.dataset.root).expanduser(), config.dataset.format)
     # The recipe is made once without the checkpoint, so that a wrong setting is told before anything is downloaded.
     make_recipe(config, dataset, checkpoint_fingerprint="")
-    checkpoint = resolve_checkpoint(config.engine.checkpoint)
+    checkpoint = resolve_checkpoint(config.engine.checkpoint, with_weights=not config.dry_run)
     recipe = make_recipe(config, dataset, checkpoint_fingerprint(checkpoint))
     plan = make_plan(
         dataset, recipe, episodes=config.dataset.episodes, max_segment_bytes=config.max_segment_mib * 1024**2
@@ -74,7 +75,10 @@ def label(prepared: Prepared, progress: Progress = lambda tally: None) -> Summar
     tally = Tally(prepared.missing)
     started = time.monotonic()
     if prepared.missing:
-        _infer(prepared, tally, progress)
+        try:
+            _infer(prepared, tally, progress)
+        except StageError as error:
+            tally.stopped_by = str(error)
     tally.wall_s = time.monotonic() - started
     recorded = store.keys()
     keys = [segment.key for segment in plan.segments if segment.key in recorded]
@@ -87,10 +91,9 @@ def label(prepared: Prepared, progress: Progress = lambda tally: None) -> Summar
 def _estimate(prepared: Prepared) -> str:
     model = read_checkpoint_config(prepared.checkpoint).transformer
     flops = estimate_flops(prepared.recipe, model, count_windows(prepared.missing))
-    hours = flops / _SUSTAINED_FLOPS / 3600
-    return (
-        f"at most {flops / 1e15:.3g} PFLOP; {hours:.2g} h of one H100-class GPU at {_SUSTAINED_FLOPS / 1e12:g} TFLOP/s"
-    )
+    seconds = flops / _SUSTAINED_FLOPS
+    duration = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    return f"at most {flops:.2g} FLOP: {duration} of one H100-class GPU at {_SUSTAINED_FLOPS / 1e12:g} TFLOP/s"
 
 
 def _infer(prepared: Prepared, tally: Tally, progress: Progress) -> None:

@@ -28,7 +28,7 @@ class Segment:
 
     `label_start..label_stop` are the positions whose actions this segment answers for: every position of an episode
     belongs to exactly one segment, also where windows overlap. `problem` is set where the metadata already tells that
-    the episode cannot be labelled.
+    the episode's video cannot be read.
     """
 
     key: str
@@ -131,18 +131,9 @@ def _plan_episode(
             window_starts=chosen,
             label_start=label_start,
             label_stop=label_stop,
-            problem=episode.problem or _too_short(episode, num_positions, recipe),
+            problem=episode.problem,
         )
         label_start = label_stop
-
-
-def _too_short(episode: Episode, num_positions: int, recipe: Recipe) -> str | None:
-    if num_positions >= 2:
-        return None
-    return (
-        f"Episode {episode.episode_index} has {num_positions} frame(s) at {recipe.timebase.model_fps:g} fps; an action "
-        "lies between two frames, so at least 2 are needed. Leave it out with --dataset.episodes."
-    )
 
 
 def estimate_flops(recipe: Recipe, model: TransformerConfig, num_windows: int) -> float:

@@ -68,13 +68,13 @@ def draw_noise(seed: int, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _checked_frames(cond_frame_indexes: Sequence[int], num_latent_frames: int) -> tuple[int, ...]:
-    frames = tuple(sorted({int(index) for index in cond_frame_indexes}))
-    if frames and not 0 <= frames[0] <= frames[-1] < num_latent_frames:
+    frames = tuple(sorted(set(cond_frame_indexes)))
+    if any(index != int(index) or not 0 <= index < num_latent_frames for index in frames):
         raise PipelineError(
             f"cond_frame_indexes {list(cond_frame_indexes)} must be latent frames 0..{num_latent_frames - 1} "
             "(one latent frame is one pixel frame, then four each)."
         )
-    return frames
+    return tuple(int(index) for index in frames)
 
 
 def _complement(chosen: Sequence[int], count: int) -> tuple[int, ...]:

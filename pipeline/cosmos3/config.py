@@ -62,8 +62,11 @@ class CheckpointConfig:
     scheduler: dict[str, Any]
 
 
-def resolve_checkpoint(checkpoint: str | Path) -> Path:
-    """A local checkpoint folder for a path or a hub id; of a hub repository only what inference needs is fetched."""
+def resolve_checkpoint(checkpoint: str | Path, *, with_weights: bool = True) -> Path:
+    """A local checkpoint folder for a path or a hub id; of a hub repository only what inference needs is fetched.
+
+    Without weights that is a few files of configuration. Raises CheckpointError when there is no such checkpoint.
+    """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder
@@ -73,7 +76,8 @@ def resolve_checkpoint(checkpoint: str | Path) -> Path:
             "is neither. Give the folder that holds transformer/ and vae/."
         )
     try:
-        return Path(snapshot_download(str(checkpoint), allow_patterns=list(_NEEDED_FILES)))
+        ignored = None if with_weights else ["*.safetensors"]
+        return Path(snapshot_download(str(checkpoint), allow_patterns=list(_NEEDED_FILES), ignore_patterns=ignored))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"Could not fetch {str(checkpoint)!r} from the hub ({type(error).__name__}: {error}). "

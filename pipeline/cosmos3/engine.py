@@ -37,7 +37,7 @@ class Engine:
         self,
         config: CheckpointConfig,
         transformer: Cosmos3Transformer,
-        vae: VideoVae | None,
+        vae: VideoVae,
         *,
         flow_shift: float = 10.0,
         use_karras_sigmas: bool | None = False,

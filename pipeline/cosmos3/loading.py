@@ -86,7 +86,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"Expected {single.name} or {index.name} in {folder}, found neither. Only safetensors weights are loaded."
         )
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not a safetensors index: {error!r}. Download it again.") from error
     files = [folder / name for name in names]

@@ -5,6 +5,7 @@ The names are those of PhyAI's public `Cosmos3PolicyProcessor`; the conventions 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.actions import Normalizer, load_normalizer
 from pipeline.cosmos3.conditioning import MODES
+from pipeline.cosmos3.config import resolve_checkpoint
 from pipeline.cosmos3.prompt import Caption, PromptTokenizer
 from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
 from pipeline.embodiments import Embodiment, get_embodiment
@@ -29,9 +31,9 @@ _PROMPTS_KEPT = 4096
 class Cosmos3PolicyProcessor:
     """Turns observations of one embodiment into requests, and results back into physical units.
 
-    `tokenizer` is a checkpoint folder or a loaded PromptTokenizer. An integer `domain_id` needs `raw_action_dim`,
-    because the layout behind it is not known; with it, the other settings of `domain_name` still apply. A `normalizer`
-    that is loaded already takes the place of `action_normalization` and `action_stats_path`.
+    `tokenizer` is a checkpoint's folder or hub id, or a loaded PromptTokenizer. An integer `domain_id` needs
+    `raw_action_dim`, because the layout behind it is not known; the other settings of `domain_name` still apply. A
+    `normalizer` that is loaded already takes the place of `action_normalization` and `action_stats_path`.
     """
 
     def __init__(
@@ -55,12 +57,19 @@ class Cosmos3PolicyProcessor:
     ) -> None:
         embodiment = get_embodiment(domain_name)
         self.tokenizer = (
-            tokenizer if isinstance(tokenizer, PromptTokenizer) else PromptTokenizer.from_pretrained(Path(tokenizer))
+            tokenizer
+            if isinstance(tokenizer, PromptTokenizer)
+            else PromptTokenizer.from_pretrained(resolve_checkpoint(tokenizer))
         )
         self.mode = _checked_mode(mode)
         self.domain_id, self.raw_action_dim = _resolve_domain(embodiment, domain_id, raw_action_dim)
-        self.action_chunk_size = action_chunk_size or embodiment.chunk_size
-        self.fps = fps or embodiment.fps or 24.0
+        self.action_chunk_size = embodiment.chunk_size if action_chunk_size is None else action_chunk_size
+        self.fps = (embodiment.fps or 24.0) if fps is None else fps
+        if self.action_chunk_size < 4 or self.action_chunk_size % 4 or not 0 < self.fps < math.inf:
+            raise ConfigError(
+                "action_chunk_size must be a positive multiple of 4 and fps above zero, found "
+                f"{self.action_chunk_size} and {self.fps}."
+            )
         self.image_size, self.prompt_format = image_size, prompt_format
         self.view_point = view_point or embodiment.view_point or "ego_view"
         composed = self.view_point == "concat_view"
@@ -83,6 +92,10 @@ class Cosmos3PolicyProcessor:
         content in pixels, `mode`, `domain_id`, `action_chunk`, `raw_action_dim`, `cond_action` ([chunk, 64] or None),
         `cond_frame_indexes`.
         """
+        if observation.get("images") is None:
+            raise PipelineError(
+                f"An observation needs 'images'; found {', '.join(map(repr, observation)) or 'nothing'}."
+            )
         frames = _to_frames(observation["images"])
         canvas = choose_canvas(*frames.shape[1:3], self.image_size)
         inputs = self.window_inputs(fit(frames, canvas), canvas, _first_text(observation), mode=observation.get("mode"))
@@ -137,31 +150,46 @@ class Cosmos3PolicyProcessor:
             **sampling,
         )
 
-    def postprocess(self, result: Cosmos3ActionResult | Mapping[str, Any] | torch.Tensor) -> dict[str, np.ndarray]:
+    def postprocess(
+        self, result: Cosmos3ActionResult | Mapping[str, Any] | torch.Tensor, *, raw_action_dim: int | None = None
+    ) -> dict[str, np.ndarray]:
         """`action` in physical units and `action_normalized`, the model's own values: float32 [..., raw_action_dim].
 
-        Raises ResultError when a value is not finite: that is never a label.
+        An engine's result has its own width already; a tensor or a dict is cut to `raw_action_dim`, by default the
+        constructor's. Raises ResultError when a value is not finite: that is never a label.
         """
+        width = raw_action_dim or self.raw_action_dim
         match result:
             case Cosmos3ActionResult():
-                action = result.action
+                action, width = result.action, result.action.shape[-1]
             case Mapping():
                 action = result["action"]
             case _:
                 action = result
-        normalized = torch.as_tensor(action).float().cpu().numpy()[..., : self.raw_action_dim]
+        normalized = torch.as_tensor(action).float().cpu().numpy()[..., :width]
         if not np.isfinite(normalized).all():
             raise ResultError(
                 f"The model returned {int((~np.isfinite(normalized)).sum())} values that are not finite, of "
                 f"{normalized.size}. Check the checkpoint and the dtype; such a result is not a label."
             )
-        return {"action": self.normalizer.denormalize(normalized), "action_normalized": normalized}
+        return {"action": self._normalizer_for(width).denormalize(normalized), "action_normalized": normalized}
+
+    def _normalizer_for(self, width: int) -> Normalizer:
+        """The constructor's; where an observation chose another width, that works only without statistics."""
+        if width == self.raw_action_dim:
+            return self.normalizer
+        if self.normalizer.method != "none":
+            raise ConfigError(
+                f"The statistics are for actions of width {self.raw_action_dim}, the observation's domain has {width}. "
+                "Make a processor with that domain's statistics."
+            )
+        return load_normalizer("none", None, width)
 
     def _overridden_domain(self, observation: Mapping[str, Any]) -> dict[str, int]:
         names = ("domain_name", "domain_id", "raw_action_dim")
         name, domain_id, width = (observation.get(key) for key in names)
         if name is None and domain_id is None:
-            return {}
+            return {} if width is None else {"raw_action_dim": _checked_width(width)}
         embodiment = get_embodiment(name) if name else None
         if embodiment is None and width is None:
             raise ConfigError(f"domain_id={domain_id} alone does not say how wide its actions are: add raw_action_dim.")
@@ -169,7 +197,10 @@ class Cosmos3PolicyProcessor:
         return {"domain_id": domain_id, "raw_action_dim": width}
 
     def _cond_action(self, action: Any, raw_action_dim: int) -> torch.Tensor:
-        values = np.asarray(torch.as_tensor(action).cpu() if torch.is_tensor(action) else action, dtype=np.float64)
+        try:
+            values = np.asarray(action.detach().cpu().double() if torch.is_tensor(action) else action, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise PipelineError(f"cond_action must be [T, {raw_action_dim}] numbers ({error}).") from error
         if values.ndim != 2 or not len(values) or values.shape[1] != raw_action_dim:
             raise PipelineError(f"cond_action must be [T >= 1, {raw_action_dim}], found {list(values.shape)}.")
         if not np.isfinite(values).all():
@@ -178,7 +209,7 @@ class Cosmos3PolicyProcessor:
         missing = self.action_chunk_size - len(values)
         values = np.concatenate((values, np.repeat(values[-1:], missing, axis=0)))
         padded = torch.zeros(self.action_chunk_size, ACTION_DIM)
-        padded[:, :raw_action_dim] = torch.from_numpy(self.normalizer.normalize(values))
+        padded[:, :raw_action_dim] = torch.from_numpy(self._normalizer_for(raw_action_dim).normalize(values))
         return padded
 
 
@@ -192,9 +223,13 @@ def _resolve_domain(
         raise ConfigError(
             f"{embodiment.domain_name} has no fixed action width: it depends on the dataset. Set raw_action_dim."
         )
-    if not 1 <= width <= ACTION_DIM:
-        raise ConfigError(f"raw_action_dim must be 1..{ACTION_DIM}, found {width}.")
-    return (embodiment.domain_id if domain_id is None else domain_id), width
+    return (embodiment.domain_id if domain_id is None else domain_id), _checked_width(width)
+
+
+def _checked_width(raw_action_dim: int) -> int:
+    if not 1 <= raw_action_dim <= ACTION_DIM:
+        raise ConfigError(f"raw_action_dim must be 1..{ACTION_DIM}, found {raw_action_dim}.")
+    return raw_action_dim
 
 
 def _checked_mode(mode: str) -> str:
@@ -232,7 +267,10 @@ def _to_frames(images: Any) -> np.ndarray:
             ) from error
     if isinstance(images, Image.Image):
         return np.asarray(images.convert("RGB"))[None]
-    return _array_to_frames(images.detach().cpu().numpy() if torch.is_tensor(images) else np.asarray(images))
+    if torch.is_tensor(images):
+        images = images.detach().cpu()
+        images = (images.float() if images.is_floating_point() else images).numpy()
+    return _array_to_frames(np.asarray(images))
 
 
 def _array_to_frames(array: np.ndarray) -> np.ndarray:
@@ -244,7 +282,7 @@ def _array_to_frames(array: np.ndarray) -> np.ndarray:
         raise PipelineError(f"An image array must be [(T,) H, W, 3] or [(T,) 3, H, W], found {list(array.shape)}.")
     if array.dtype == np.uint8:
         return array
-    if array.dtype.kind != "f" or not (np.nanmin(array) >= 0 and np.nanmax(array) <= 1):
+    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
         raise PipelineError(
             f"An image array must be uint8, or float in [0, 1]; found {array.dtype} in [{array.min()}, {array.max()}]."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,16 +95,32 @@ def check_request(request: Cosmos3ActionRequest, config: TransformerConfig) -> N
         raise PipelineError(f"domain_id {request.domain_id} is not in 0..{config.num_embodiment_domains - 1}.")
     if not 1 <= request.raw_action_dim <= config.action_dim:
         raise PipelineError(f"raw_action_dim {request.raw_action_dim} is not in 1..{config.action_dim}.")
-    if not request.fps > 0:
-        raise PipelineError(f"fps must be positive, found {request.fps}.")
+    _check_sampling(request)
+    _check_text("text_ids", request.text_ids, config)
     if request.guidance_scale != 1.0 and request.neg_text_ids is None:
         raise PipelineError("guidance_scale other than 1 needs neg_text_ids: the chat template around an empty prompt.")
-    if not request.text_ids or not 0 <= min(request.text_ids) <= max(request.text_ids) < config.vocab_size:
-        raise PipelineError(f"text_ids must be a non-empty sequence of ids below {config.vocab_size}.")
+    if request.neg_text_ids is not None:
+        _check_text("neg_text_ids", request.neg_text_ids, config)
     if not request.conditioning.noisy_frames and not request.conditioning.noisy_rows:
         raise PipelineError(f"{request.mode} with every latent frame given leaves nothing to generate.")
     _check_video(request, config)
     _check_action(request)
+
+
+def _check_sampling(request: Cosmos3ActionRequest) -> None:
+    if not 0 < request.fps < math.inf:
+        raise PipelineError(f"fps must be positive, found {request.fps}.")
+    if request.num_inference_steps < 1:
+        raise PipelineError(f"num_inference_steps must be at least 1, found {request.num_inference_steps}.")
+    if not math.isfinite(request.guidance_scale):
+        raise PipelineError(f"guidance_scale must be a number, found {request.guidance_scale}.")
+    if not 0 <= request.seed < 2**32:
+        raise PipelineError(f"seed must be in 0..2**32 - 1, found {request.seed}.")
+
+
+def _check_text(name: str, ids: Sequence[int], config: TransformerConfig) -> None:
+    if not ids or not 0 <= min(ids) <= max(ids) < config.vocab_size:
+        raise PipelineError(f"{name} must be a non-empty sequence of ids below {config.vocab_size}.")
 
 
 def _check_video(request: Cosmos3ActionRequest, config: TransformerConfig) -> None:
@@ -119,6 +136,8 @@ def _check_video(request: Cosmos3ActionRequest, config: TransformerConfig) -> No
             raise PipelineError(
                 f"cond_video_pixels must be [3, T >= {needed}, H, W] for {request.mode}, found {list(pixels.shape)}."
             )
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise PipelineError(f"cond_video_pixels must be uint8, or float in [-1, 1]; found {pixels.dtype}.")
         height_px, width_px = pixels.shape[2:]
         if height_px % 16 or width_px % 16 or height_px < 16 * h or width_px < 16 * w:
             raise PipelineError(
@@ -126,6 +145,8 @@ def _check_video(request: Cosmos3ActionRequest, config: TransformerConfig) -> No
             )
     if request.video_noise is not None:
         _expect_shape("video_noise", request.video_noise, (config.latent_channel, *request.video_shape))
+    for name in ("cond_video_pixels", "cond_video_latents", "video_noise"):
+        _expect_finite(name, getattr(request, name))
 
 
 def _check_action(request: Cosmos3ActionRequest) -> None:
@@ -139,10 +160,14 @@ def _check_action(request: Cosmos3ActionRequest) -> None:
             raise PipelineError(
                 f"{name} must be [{request.action_chunk}, >= {request.raw_action_dim}], found {list(rows.shape)}."
             )
-    if request.cond_action is not None and not torch.isfinite(request.cond_action).all():
-        raise PipelineError("cond_action has NaN or infinity. Remove those rows or repair them.")
+        _expect_finite(name, rows)
 
 
 def _expect_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise PipelineError(f"{name} must be {list(shape)}, found {list(tensor.shape)}.")
+
+
+def _expect_finite(name: str, tensor: torch.Tensor | None) -> None:
+    if tensor is not None and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise PipelineError(f"{name} has NaN or infinity. Leave those values out or repair them.")

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from diffusers import UniPCMultistepScheduler
 
-from pipeline.errors import PipelineError
-
 
 def make_solver(
     scheduler_config: dict[str, Any], *, num_inference_steps: int, flow_shift: float, use_karras_sigmas: bool | None
@@ -22,8 +20,6 @@ def make_solver(
     `use_karras_sigmas=False` is the trainer's flow grid with `flow_shift`; True is the checkpoint's Karras grid; None
     does what `scheduler/scheduler_config.json` says.
     """
-    if num_inference_steps < 1:
-        raise PipelineError(f"num_inference_steps must be at least 1, found {num_inference_steps}.")
     if use_karras_sigmas is None:
         use_karras_sigmas = bool(scheduler_config.get("use_karras_sigmas", False))
     overrides = {"use_karras_sigmas": use_karras_sigmas, "use_flow_sigmas": True, "prediction_type": "flow_prediction"}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import LabelConfig, all_settings
+from pipeline.config import LabelConfig, all_settings, label_settings
 from pipeline.datasets import RobotVideoDataset
 from pipeline.outputs.records import write_atomically
 from pipeline.recipe import Recipe
@@ -22,6 +22,7 @@ def make_manifest(config: LabelConfig, recipe: Recipe, dataset: RobotVideoDatase
         "recipe": recipe.to_json(),
         "action_names": list(recipe.action_names),
         "settings": all_settings(config),
+        "settings_that_change_labels": sorted(label_settings(config)),
         "checkpoint": {
             "id": config.engine.checkpoint,
             "path": str(checkpoint),

@@ -31,6 +31,7 @@ class Tally:
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)  # key → (error type, error)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     wall_s: float = 0.0
+    stopped_by: str = ""  # why the run ended before every segment had come to an end
 
     @property
     def num_windows(self) -> int:
@@ -136,7 +137,8 @@ def write_summary(output_dir: Path, summary: Summary) -> None:
 
 
 def _failure(segment: Segment, tally: Tally) -> dict[str, Any]:
-    error_type, error = tally.failures.get(segment.key, _LOST)
+    unheard_of = ("StageError", tally.stopped_by) if tally.stopped_by else _LOST
+    error_type, error = tally.failures.get(segment.key, unheard_of)
     return {
         "key": segment.key,
         "episode_index": segment.episode_index,

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from pipeline.datasets import open_dataset
-from pipeline.errors import EpisodeError
+from pipeline.errors import EpisodeError, VideoError
 from pipeline.recipe import Recipe
 from pipeline.stages.stage import Row, Stage
 from pipeline.views import choose_canvas, compose, fit
@@ -36,8 +36,13 @@ class Load(Stage):
 
     def process(self, row: Row) -> Row:
         if row["problem"]:
-            raise EpisodeError(row["problem"])
+            raise VideoError(row["problem"])
         recipe, episode_index = self._recipe, int(row["episode_index"])
+        if row["num_positions"] < 2:
+            raise EpisodeError(
+                f"Episode {episode_index} has {row['num_positions']} frame(s) at {recipe.timebase.model_fps:g} fps; an "
+                "action lies between two frames, so at least 2 are needed. Leave it out with --dataset.episodes."
+            )
         starts = row["window_starts"]
         stop = min(starts[-1] + recipe.action_chunk + 1, row["num_positions"])
         frame_indexes = np.arange(starts[0], stop) * recipe.timebase.stride

@@ -23,10 +23,11 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
+import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from pipeline.config import RayConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StageError
 from pipeline.plan import Segment
 from pipeline.recipe import Recipe
 from pipeline.stages.infer import EngineSettings, Infer
@@ -136,6 +137,7 @@ def stream(
     """Runs the segments through the stages and yields a status row for each that came to an end, in any order.
 
     A segment whose process died too often yields nothing: whoever counts has to hold the plan against what came.
+    Raises StageError when a stage cannot be set up.
     """
     resources = ray.cluster_resources()
     fit = fit_to_machine(config, settings.device, resources)
@@ -172,7 +174,13 @@ def stream(
             **retries,
         )
     )
-    yield from statuses.iter_rows()
+    try:
+        yield from statuses.iter_rows()
+    except ray.exceptions.RayError as error:
+        last_words = str(error).strip().splitlines()[-1]
+        raise StageError(
+            f"Ray gave up on a stage: {last_words} What was recorded is kept; mend this and run the same command again."
+        ) from error
 
 
 def _settle_device(settings: EngineSettings, fit: Fit, resources: dict[str, float]) -> EngineSettings:

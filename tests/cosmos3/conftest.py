@@ -31,6 +31,9 @@ def checkpoint_copy(tiny_checkpoint, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_threads():
-    """Tiny matrices gain nothing from threads, and other processes share the cores."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread():
+    """Tiny matrices gain nothing from threads, and lose much when other processes share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -61,6 +61,11 @@ def test_every_kind_of_image_is_the_same_picture(processor, tmp_path, convert):
     assert inputs["video_shape"] == (17, 176, 208)
 
 
+def test_floats_become_the_nearest_byte(processor):
+    grey = processor.preprocess({"images": np.full((48, 64, 3), 100.9 / 255)})["pixel_values"]
+    assert ((grey.unique() + 1) * 127.5).tolist() == pytest.approx([101.0], abs=1e-3)
+
+
 def test_a_list_of_mixed_kinds_is_a_clip_in_order(processor):
     frames = [CLIP[0], Image.fromarray(CLIP[1]), torch.from_numpy(CLIP[2]).permute(2, 0, 1), CLIP[3:17]]
     mixed, whole = (processor.preprocess({"images": images})["pixel_values"] for images in (frames, CLIP))
@@ -119,7 +124,7 @@ def test_other_images_are_refused(processor, images, message):
 
 def test_a_file_that_is_no_image_is_refused(processor, tmp_path):
     (tmp_path / "video.mp4").write_bytes(b"no picture")
-    with pytest.raises(PipelineError, match="cannot be read as an image .* Frames of a video are passed as an array"):
+    with pytest.raises(PipelineError, match=r"cannot be read as an image .* Frames of a video are passed as an array"):
         processor.preprocess({"images": tmp_path / "video.mp4"})
 
 
@@ -254,7 +259,8 @@ RESULTS = {
     "tensor": lambda action: action,
     "dict": lambda action: {"action": action, "video": None},
     "array": torch.Tensor.numpy,
-    "result": lambda action: Cosmos3ActionResult(action=action, video=torch.zeros(1), pixels=None),
+    # The engine has cut its own results already.
+    "result": lambda action: Cosmos3ActionResult(action=action[..., :10], video=torch.zeros(1), pixels=None),
 }
 
 
@@ -318,3 +324,40 @@ def test_prepared_frames_give_the_same_inputs_as_raw_ones(processor):
     }
     request = processor.to_request(prepared)
     assert request.cond_video_pixels.shape == (3, 17, canvas.height_px, canvas.width_px)
+
+
+def test_another_embodiment_of_an_observation_keeps_its_width_to_the_end(processor):
+    """A DROID processor asked for an agibotworld rollout: 29 values in, 29 values out, none cut to DROID's ten."""
+    action = np.random.default_rng(0).normal(size=(16, 29)).astype(np.float32)
+    observation = {"images": CLIP, "domain_name": "agibotworld", "mode": "forward_dynamics", "cond_action": action}
+    inputs = processor.preprocess(observation)
+    assert inputs["raw_action_dim"] == 29
+    np.testing.assert_array_equal(inputs["cond_action"][:, :29].numpy(), action)
+    result = Cosmos3ActionResult(action=torch.from_numpy(action), video=torch.zeros(1), pixels=None)
+    np.testing.assert_array_equal(processor.postprocess(result)["action"], action)
+    np.testing.assert_array_equal(
+        processor.postprocess(torch.nn.functional.pad(result.action, (0, 35)), raw_action_dim=29)["action"], action
+    )
+
+
+def test_a_lone_width_of_an_observation_overrides_the_constructors(processor):
+    assert processor.preprocess({"images": CLIP, "raw_action_dim": 7})["raw_action_dim"] == 7
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        ({"task": "x"}, "needs 'images'"),
+        ({"images": np.full((4, 4, 3), np.nan, dtype=np.float32)}, "float in"),
+        ({"images": CLIP, "cond_action": [[1.0], [1.0, 2.0]]}, "numbers"),
+    ],
+)
+def test_input_that_is_none_is_a_typed_error(processor, observation, message):
+    with pytest.raises(PipelineError, match=message):
+        processor.preprocess(observation)
+
+
+@pytest.mark.parametrize("setting", [{"fps": 0.0}, {"fps": -1.0}, {"action_chunk_size": 6}, {"action_chunk_size": 0}])
+def test_impossible_settings_are_refused_at_once(tokenizer, setting):
+    with pytest.raises(ConfigError, match="action_chunk_size must be"):
+        Cosmos3PolicyProcessor(tokenizer, **setting)

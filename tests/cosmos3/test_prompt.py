@@ -22,19 +22,19 @@ DROID = Caption(
     width_px=736,
 )
 
-# cosmos-framework's output for DROID, 16 actions at 15 Hz, tier 480, less its `idle_frame` entry, which is never written.
+# cosmos-framework's output for DROID, 16 actions at 15 Hz, tier 480, less its `idle_frame`, which is never written.
 JSON_GOLDEN = (
-    '{"cinematography": {"framing": "This video contains concatenated views from multiple camera perspectives. The top '
-    "row is from the wrist-mounted camera. The bottom row contains two horizontally concatenated third-person "
-    'perspective views of the scene from opposite sides, with the robot visible."}, "actions": [{"time": "0:00-0:01", '
-    '"description": "Put the marker in the pot."}], "duration": "1s", "fps": 15.0, "resolution": {"H": 544, "W": 736}, '
-    '"aspect_ratio": "4,3"}'
+    '{"cinematography": {"framing": "This video contains concatenated views from multiple camera perspectives. '
+    "The top row is from the wrist-mounted camera. The bottom row contains two horizontally concatenated "
+    'third-person perspective views of the scene from opposite sides, with the robot visible."}, '
+    '"actions": [{"time": "0:00-0:01", "description": "Put the marker in the pot."}], "duration": "1s", '
+    '"fps": 15.0, "resolution": {"H": 544, "W": 736}, "aspect_ratio": "4,3"}'
 )
 PLAIN_GOLDEN = (
-    "Put the marker in the pot. This video contains concatenated views from multiple camera perspectives. The top row is "
-    "from the wrist-mounted camera. The bottom row contains two horizontally concatenated third-person perspective views "
-    "of the scene from opposite sides, with the robot visible. The video is 2.0 seconds long and is of 15 FPS. This video "
-    "is of 544x736 resolution."
+    "Put the marker in the pot. This video contains concatenated views from multiple camera perspectives. "
+    "The top row is from the wrist-mounted camera. The bottom row contains two horizontally concatenated "
+    "third-person perspective views of the scene from opposite sides, with the robot visible. "
+    "The video is 2.0 seconds long and is of 15 FPS. This video is of 544x736 resolution."
 )
 
 
@@ -122,7 +122,9 @@ def test_a_single_view_has_no_description_behind_it():
 def test_unknown_view_points_and_formats_are_refused_with_the_closest():
     with pytest.raises(ConfigError, match="Did you mean 'concat_view'"):
         rendered(view_point="concat_views")
-    with pytest.raises(ConfigError, match="prompt_format must be one of json, plain, found 'jsn'. Did you mean 'json'"):
+    with pytest.raises(
+        ConfigError, match=r"prompt_format must be one of json, plain, found 'jsn'. Did you mean 'json'"
+    ):
         DROID.render("jsn")
 
 

@@ -1,0 +1,181 @@
+"""Whole runs from flags to summary: on the one Ray of this session, or stage by stage without it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import LabelConfig, parse_config
+from pipeline.labelling import Prepared, label, prepare
+from pipeline.outputs.labels import merge_labels
+from pipeline.outputs.records import RecordStore
+
+
+@pytest.fixture(scope="session")
+def ray_of_this_session():
+    from pipeline.config import RayConfig
+    from pipeline.stages.on_ray import ray_session
+
+    with ray_session(RayConfig()):
+        yield
+
+
+def flags_for(root: Path, checkpoint: Path, output_dir: Path, *more: str) -> LabelConfig:
+    return parse_config(
+        LabelConfig,
+        [
+            *("--dataset.root", str(root), "--engine.checkpoint", str(checkpoint), "--output_dir", str(output_dir)),
+            *("--image_size", "256", "--engine.num_inference_steps", "2", *more),
+        ],
+    )
+
+
+def run_without_ray(prepared: Prepared) -> tuple[list[dict], pq.ParquetDataset]:
+    """Every missing segment through the stages, one after another; the status rows and the merged labels."""
+    from pipeline.stages.infer import EngineSettings, Infer
+    from pipeline.stages.load import Load
+    from pipeline.stages.record import Record
+
+    config, recipe = prepared.config, prepared.recipe
+    settings = EngineSettings(
+        checkpoint=str(prepared.checkpoint), device="cpu", batch_size=8, text_cache_bytes=2**28, num_threads=2
+    )
+    stages = (
+        Load(str(prepared.dataset.root), config.dataset.format, recipe),
+        Infer(recipe, settings),
+        Record(config.output_dir, recipe),
+    )
+    statuses = []
+    for segment in prepared.missing:
+        row = segment.to_row()
+        for stage in stages:
+            row = stage(row)
+        statuses.append(row)
+    store = RecordStore(Path(config.output_dir))
+    recorded = store.keys()
+    keys = [segment.key for segment in prepared.plan.segments if segment.key in recorded]
+    merge_labels(store, keys, recipe, Path(config.output_dir) / "labels", manifest={})
+    return statuses, pq.read_table(Path(config.output_dir) / "labels")
+
+
+@pytest.mark.slow
+def test_real_droid_episodes_are_labelled_whole_and_only_once(
+    ray_of_this_session, tiny_checkpoint, shared_data, tmp_path
+):
+    config = flags_for(
+        shared_data / "droid_real",
+        tiny_checkpoint,
+        tmp_path,
+        *("--dataset.timebase", "native", "--max_segment_mib", "10"),
+        *("--action_stats_path", str(shared_data / "stats" / "droid_lerobot_stats.json")),
+    )
+    summary = label(prepare(config))
+
+    assert summary.is_complete
+    assert summary.segments["planned"] > 7, "small segments: episodes were cut"
+    assert summary.timebase == {"dataset_fps": 5.0, "model_fps": 5.0, "frame_stride": 1}
+    assert summary.empty_tasks == 4
+    assert any("empty task" in warning for warning in summary.warnings)
+    labels = pq.read_table(tmp_path / "labels")
+    assert (labels.num_rows, sum(labels["action_valid"].to_pylist())) == (587, 580)
+    recorded = pq.read_table(shared_data / "droid_real" / "data/chunk-000/file-000.parquet")
+    for ours, theirs in (("episode_index", "episode_index"), ("frame_index", "frame_index")):
+        assert labels[ours].to_pylist() == recorded[theirs].to_pylist()
+    np.testing.assert_allclose(labels["timestamp"].to_numpy(), recorded["timestamp"].to_numpy(), atol=1e-6)
+    assert json.loads(labels.schema.metadata[b"manifest"])["recipe"]["checkpoint_fingerprint"]
+    for name in ("manifest.json", "summary.json"):
+        assert json.loads((tmp_path / name).read_text())["run_id"] == summary.run_id
+
+    again = prepare(config)
+    assert not again.missing
+    assert label(again).segments["recorded_earlier"] == len(again.plan.segments)
+
+
+@pytest.mark.slow
+def test_one_damaged_video_fails_alone_and_by_name(ray_of_this_session, tiny_checkpoint, shared_data, tmp_path):
+    videos = tmp_path / "videos"
+    shutil.copytree(shared_data / "droid_videos", videos)
+    damaged = videos / "episode_3.exterior_1.mp4"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) * 6 // 10])
+    _write_one_frame(videos / "single.mp4")
+    config = flags_for(
+        *(videos, tiny_checkpoint, tmp_path / "out"),
+        *("--dataset.cameras", "[video]", "--dataset.timebase", "native", "--action_normalization", "none"),
+    )
+    summary = label(prepare(config))
+
+    assert not summary.is_complete
+    assert summary.segments == {"planned": 8, "recorded": 6, "failed": 2, "recorded_earlier": 0}
+    failures = {failure["error_type"]: failure["error"] for failure in summary.failures}
+    assert damaged.name in failures.pop("VideoError")
+    assert "at least 2" in failures.pop("EpisodeError")
+    assert damaged.name in summary.render()
+    labelled = set(pq.read_table(tmp_path / "out" / "labels")["episode_index"].to_pylist())
+    assert len(labelled) == 6
+
+
+def test_lerobot_v2_is_labelled_with_other_flags(tiny_checkpoint, shared_data, tmp_path):
+    """GR1's 20 fps are taken at the embodiment's 10; its second task and its phantom camera do no harm."""
+    config = flags_for(
+        *(shared_data / "gr1_v2", tiny_checkpoint, tmp_path),
+        *("--embodiment", "agibotworld", "--dataset.cameras", "[observation.images.ego_view]"),
+        *("--view_point", "ego_view", "--dataset.episodes", "[1]"),
+        *("--action_stats_path", str(shared_data / "stats" / "agibotworld_beta_lerobot_stats.json")),
+    )
+    prepared = prepare(config)
+    statuses, labels = run_without_ray(prepared)
+
+    assert [status["error"] for status in statuses] == [""] * len(statuses)
+    assert labels.num_rows == 235, "every second of 470 frames"
+    assert labels["frame_index"].to_pylist() == list(range(0, 470, 2))
+    assert labels.schema.field("action").type.list_size == 29
+    recorded = pq.read_table(shared_data / "gr1_v2/data/chunk-000/episode_000001.parquet")["timestamp"].to_numpy()
+    np.testing.assert_allclose(labels["timestamp"].to_numpy(), recorded[::2])
+    assert any("egoview" in warning for warning in prepared.dataset.warnings)
+
+
+def test_plain_videos_are_labelled_with_other_flags(tiny_checkpoint, shared_data, tmp_path):
+    """No actions, no state, one camera: the captions are the tasks."""
+    config = flags_for(
+        *(shared_data / "droid_videos", tiny_checkpoint, tmp_path),
+        *("--dataset.format", "videos", "--dataset.cameras", "[video]", "--dataset.timebase", "native"),
+        *("--dataset.episodes", "[0, 6]", "--action_normalization", "none"),
+    )
+    statuses, labels = run_without_ray(prepare(config))
+
+    assert [status["error"] for status in statuses] == ["", ""]
+    assert labels.num_rows == 56 + 39
+    assert sum(labels["action_valid"].to_pylist()) == 56 + 39 - 2
+
+
+def test_another_checkpoint_gives_other_records_beside_the_old(tiny_checkpoint, shared_data, tmp_path):
+    from pipeline.demo.checkpoint import write_tiny_checkpoint
+
+    flags = (
+        *("--dataset.format", "videos", "--dataset.cameras", "[video]", "--dataset.timebase", "native"),
+        *("--dataset.episodes", "[6]", "--action_normalization", "none"),
+    )
+    videos = shared_data / "droid_videos"
+    _, old = run_without_ray(prepare(flags_for(videos, tiny_checkpoint, tmp_path / "out", *flags)))
+    other_checkpoint = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    prepared = prepare(flags_for(videos, other_checkpoint, tmp_path / "out", *flags))
+    assert len(prepared.missing) == 1, "a record of another checkpoint does not count"
+    _, new = run_without_ray(prepared)
+
+    assert len(RecordStore(tmp_path / "out").keys()) == 2
+    assert old["action"].to_pylist() != new["action"].to_pylist()
+
+
+def _write_one_frame(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 320, 192, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((192, 320, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
