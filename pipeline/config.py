@@ -7,23 +7,25 @@ are part of a record's key, those that do not can be changed between two runs of
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import draccus
 import yaml
-from draccus.utils import DecodingError
+from draccus.utils import DecodingError, ParsingError
 
 from pipeline.actions import NORMALIZATIONS
-from pipeline.embodiments import VIEW_POINT_SENTENCES, get_embodiment
+from pipeline.embodiments import MAX_ACTION_DIM, PROMPT_FORMATS, VIEW_POINT_SENTENCES, get_embodiment
 from pipeline.errors import ConfigError, did_you_mean
 
 DATASET_FORMATS = ("auto", "lerobot", "videos")
 TIMEBASES = ("model", "native")
 IMAGE_SIZES = (256, 480, 704, 720)
-PROMPT_FORMATS = ("json", "plain")
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 
@@ -89,6 +91,10 @@ class EngineConfig:
         _at_least("engine.batch_size", self.batch_size, 1)
         _at_least("engine.text_cache_mib", self.text_cache_mib, 0)
         _above_zero("engine.flow_shift", self.flow_shift)
+        if not math.isfinite(self.guidance_scale):
+            raise ConfigError(f"engine.guidance_scale must be a number, found {self.guidance_scale}.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"engine.seed must be 0 or more, found {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,8 @@ class LabelConfig:
         _one_of("prompt_format", self.prompt_format, PROMPT_FORMATS)
         _one_of("view_point", self.view_point, ("", *VIEW_POINT_SENTENCES))
         _at_least("max_segment_mib", self.max_segment_mib, 1)
-        _at_least("raw_action_dim", self.raw_action_dim, 1)
+        if self.raw_action_dim is not None and not 1 <= self.raw_action_dim <= MAX_ACTION_DIM:
+            raise ConfigError(f"raw_action_dim must be 1..{MAX_ACTION_DIM}, found {self.raw_action_dim}.")
         _above_zero("fps", self.fps)
         if self.action_chunk_size is not None and (self.action_chunk_size < 4 or self.action_chunk_size % 4):
             raise ConfigError(
@@ -180,24 +187,24 @@ class LabelConfig:
 def parse_config[ConfigT](config_class: type[ConfigT], arguments: Sequence[str] | None = None) -> ConfigT:
     """The config that command line and `--config_path` describe; flags win over the file.
 
-    Raises ConfigError for an unknown flag or key (with the closest known one), a value of the wrong type, or one that
-    is impossible.
+    A YAML file is read as if its keys were flags typed before the others. Raises ConfigError for an unknown flag or key
+    (with the closest known one), a value of the wrong type, or one that is impossible.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    known = {name: setting for name, setting in _settings(config_class)}
-    arguments = _with_explicit_booleans(arguments, known)
+    known = dict(_settings(config_class))
+    arguments = _with_config_files(list(sys.argv[1:] if arguments is None else arguments))
     for argument in arguments:
-        name = argument[2:].split("=", 1)[0]
-        if argument.startswith("--") and name not in {*known, "config_path", "help"}:
+        name = argument.removeprefix("--").split("=", 1)[0]
+        if argument.startswith("--") and name not in {*known, "help"}:
             raise ConfigError(f"Unknown setting --{name}.{did_you_mean(name, known)} --help lists all.")
     try:
-        return draccus.parse(config_class, args=arguments)
+        return draccus.parse(config_class, args=_spelt_out(arguments, known))
     except DecodingError as error:
-        raise ConfigError(_explain(error, known)) from error
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"--config_path: {error.filename} is not a file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config_path is not valid YAML: {error}") from error
+        raise ConfigError(f"Bad setting {' '.join(str(error).split())}. --help lists all.") from error
+    except ParsingError as error:
+        # draccus wraps what a config's own checks raise.
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(f"Bad settings: {error}. --help lists all.") from error
 
 
 def label_settings(config: Any) -> dict[str, Any]:
@@ -229,24 +236,62 @@ def _value(config: Any, name: str) -> Any:
     return list(config) if isinstance(config, tuple) else config
 
 
-def _with_explicit_booleans(arguments: list[str], known: dict[str, dataclasses.Field]) -> list[str]:
-    """`--dry_run` alone means `--dry_run true`."""
-    explicit = []
-    for position, argument in enumerate(arguments):
+def _with_config_files(arguments: list[str]) -> list[str]:
+    """`--config_path FILE` replaced by the flags that the file stands for, in front of all others."""
+    from_files, others = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.split("=", 1)[0] != "--config_path":
+            others.append(argument)
+            continue
+        path = argument.split("=", 1)[1] if "=" in argument else next(waiting, "")
+        from_files += [part for name, value in _read_yaml(Path(path)) for part in (f"--{name}", value)]
+    return from_files + others
+
+
+def _read_yaml(path: Path) -> list[tuple[str, str]]:
+    """A YAML file's leaves as flag names and values. An empty file has none."""
+    if not path.is_file():
+        raise ConfigError(f"--config_path: expected a YAML file, found no file at {str(path)!r}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config_path: {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"--config_path: {path} must hold settings (name: value), found a {type(content).__name__}.")
+    return list(_leaves(content or {}))
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _spelt_out(arguments: list[str], known: dict[str, dataclasses.Field]) -> list[str]:
+    """Shorthands written out: `--dry_run` alone means `--dry_run true`, and `--dataset.cameras video` a list of one."""
+    separate = [part for argument in arguments for part in _split_flag(argument)]
+    explicit: list[str] = []
+    for position, argument in enumerate(separate):
+        previous = separate[position - 1] if position else ""
+        following = separate[position + 1 : position + 2]
+        if _type_of(previous, known).startswith("tuple") and not argument.startswith("["):
+            argument = f"[{argument}]"
         explicit.append(argument)
-        setting = known.get(argument.removeprefix("--"))
-        following = arguments[position + 1 : position + 2]
-        is_flag = setting is not None and setting.type == "bool"
-        if argument.startswith("--") and is_flag and (not following or following[0].startswith("--")):
+        if _type_of(argument, known) == "bool" and (not following or following[0].startswith("--")):
             explicit.append("true")
     return explicit
 
 
-def _explain(error: DecodingError, known: dict[str, dataclasses.Field]) -> str:
-    text = " ".join(str(error).split())
-    unknown = [word.strip("`,") for word in text.split() if word.startswith("`")]
-    hint = did_you_mean(unknown[-1], {name.rsplit(".", 1)[-1] for name in known}) if "not valid" in text else ""
-    return f"Bad setting {text}.{hint} --help lists all."
+def _split_flag(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--") else [argument]
+
+
+def _type_of(argument: str, known: dict[str, dataclasses.Field]) -> str:
+    setting = known.get(argument.removeprefix("--")) if argument.startswith("--") else None
+    return str(setting.type) if setting is not None else ""
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -262,5 +307,5 @@ def _at_least(name: str, value: int | None, least: int) -> None:
 
 
 def _above_zero(name: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise ConfigError(f"{name} must be above zero, found {value}.")
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a number above zero, found {value}.")

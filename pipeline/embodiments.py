@@ -17,6 +17,10 @@ from pipeline.errors import ConfigError, DatasetError, did_you_mean
 NUM_CONCAT_VIEWS = 3
 
 # Word for word from cosmos-framework, action/utils/viewpoint_utils.py: the model was trained on these strings.
+# How a caption is written: the structured JSON of training, or the older plain sentences.
+PROMPT_FORMATS = ("json", "plain")
+# Every embodiment's action is zero-padded to this width.
+MAX_ACTION_DIM = 64
 VIEW_POINT_SENTENCES: Mapping[str, str] = MappingProxyType(
     {
         "ego_view": "This video is captured from a first-person perspective looking at the scene.",

@@ -97,7 +97,7 @@ def _estimate(prepared: Prepared) -> str:
 
 
 def _infer(prepared: Prepared, tally: Tally, progress: Progress) -> None:
-    # Torch, diffusers and Ray are imported here: a run with nothing left to do, or with a mistake in it, needs none.
+    # Diffusers and Ray are imported here: a run with nothing left to do, or with a mistake in it, needs neither.
     from pipeline.cosmos3.engine import check_checkpoint
     from pipeline.stages.infer import EngineSettings
     from pipeline.stages.on_ray import ray_session, stream

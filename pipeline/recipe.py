@@ -5,8 +5,11 @@ Made once on the driver, before any model is loaded; stages and records only eve
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from pipeline.actions import Normalizer, load_normalizer
 from pipeline.config import LabelConfig
@@ -93,6 +96,15 @@ def make_recipe(config: LabelConfig, dataset: RobotVideoDataset, checkpoint_fing
         guidance_scale=config.engine.guidance_scale,
         flow_shift=config.engine.flow_shift,
         use_karras_sigmas=config.engine.use_karras_sigmas,
-        dtype=config.engine.dtype,
+        dtype=_resolve_dtype(config),
         seed=config.engine.seed,
     )
+
+
+def _resolve_dtype(config: LabelConfig) -> str:
+    """`auto` is bfloat16 wherever the run may land on a GPU: here, or on a cluster that it joins."""
+    if config.engine.dtype != "auto":
+        return config.engine.dtype
+    joins_cluster = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+    may_use_gpu = config.engine.device == "auto" and (joins_cluster or torch.cuda.is_available())
+    return "bfloat16" if may_use_gpu or config.engine.device == "cuda" else "float32"

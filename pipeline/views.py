@@ -12,8 +12,6 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from pipeline.errors import ConfigError, DatasetError, did_you_mean
 
@@ -42,11 +40,16 @@ class Canvas:
 
     def latent_shape(self, num_frames: int) -> tuple[int, int, int]:
         """(frames, height, width) of the VAE's latent. Padding takes no part in it: it is cropped after encoding."""
-        return (
-            1 + (num_frames - 1) // LATENT_STRIDE_FRAMES,
-            max(self.content_height_px // LATENT_STRIDE_PX, 1),
-            max(self.content_width_px // LATENT_STRIDE_PX, 1),
-        )
+        return pixel_to_latent_shape(num_frames, self.content_height_px, self.content_width_px)
+
+
+def pixel_to_latent_shape(num_frames: int, height_px: int, width_px: int) -> tuple[int, int, int]:
+    """(t, h, w) of a clip: a latent frame for the first pixel frame, then one per four; 16 pixels each, cut off."""
+    return (
+        1 + (num_frames - 1) // LATENT_STRIDE_FRAMES,
+        max(height_px // LATENT_STRIDE_PX, 1),
+        max(width_px // LATENT_STRIDE_PX, 1),
+    )
 
 
 def choose_canvas(height_px: int, width_px: int, image_size: int | str) -> Canvas:
@@ -76,17 +79,19 @@ def choose_canvas(height_px: int, width_px: int, image_size: int | str) -> Canva
 
 
 def fit(frames: np.ndarray, canvas: Canvas) -> np.ndarray:
-    """Frames at the canvas's content size: bicubic with antialiasing, as torchvision does it on uint8.
+    """Frames at the canvas's content size: bicubic with antialiasing, value for value torchvision's resize of uint8.
+
+    Its arithmetic is used directly, because importing torchvision takes longer than loading an episode.
 
     Returned as they are when they have that size already.
     """
     size = (canvas.content_height_px, canvas.content_width_px)
     if frames.shape[1:3] == size:
         return frames
-    resized = transforms.resize(
-        _to_tensor_tchw(frames), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
+    resized = torch.nn.functional.interpolate(
+        _to_tensor_tchw(frames).float(), size=size, mode="bicubic", antialias=True, align_corners=False
     )
-    return _to_frames(resized)
+    return _to_frames(resized.clamp(0, 255).round().to(torch.uint8))
 
 
 def pad(frames: np.ndarray, canvas: Canvas) -> np.ndarray:

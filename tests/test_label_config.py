@@ -101,7 +101,11 @@ def test_unknown_flag_names_the_closest():
 
 @pytest.mark.parametrize(
     ("text", "closest"),
-    [("image_sizes: 480\n", "image_size"), ("engine:\n  sed: 1\n", "seed"), ("dataset:\n  camera: [a]\n", "cameras")],
+    [
+        ("image_sizes: 480\n", "image_size"),
+        ("engine:\n  sed: 1\n", "engine.seed"),
+        ("dataset:\n  camera: [a]\n", "dataset.cameras"),
+    ],
 )
 def test_unknown_yaml_key_names_the_closest(yaml_file, text, closest):
     with pytest.raises(ConfigError, match=f"Did you mean '{closest}'"):
@@ -115,7 +119,7 @@ def test_unknown_yaml_key_names_the_closest(yaml_file, text, closest):
         ["--engine.seed", "1.5"],
         ["--engine.flow_shift", "high"],
         ["--dry_run", "maybe"],
-        ["--dataset.episodes", "3"],
+        ["--dataset.episodes", "first"],
     ],
 )
 def test_wrong_type_names_the_setting(arguments):
@@ -153,7 +157,7 @@ IMPOSSIBLE = [
     (EngineConfig, {"num_inference_steps": 0}, "engine.num_inference_steps must be at least 1"),
     (EngineConfig, {"batch_size": 0}, "engine.batch_size must be at least 1"),
     (EngineConfig, {"text_cache_mib": -1}, "engine.text_cache_mib must be at least 0"),
-    (EngineConfig, {"flow_shift": 0.0}, "engine.flow_shift must be above zero"),
+    (EngineConfig, {"flow_shift": 0.0}, "engine.flow_shift must be a number above zero"),
     (EngineConfig, {"flow_shift": float("nan")}, "engine.flow_shift"),
     (EngineConfig, {"flow_shift": float("inf")}, "engine.flow_shift"),
     (EngineConfig, {"guidance_scale": float("nan")}, "engine.guidance_scale"),
@@ -167,9 +171,11 @@ IMPOSSIBLE = [
     (LabelConfig, {"prompt_format": "jsn"}, "prompt_format.*'json'"),
     (LabelConfig, {"view_point": "wrist"}, "view_point.*'wrist_view'"),
     (LabelConfig, {"max_segment_mib": 0}, "max_segment_mib must be at least 1"),
-    (LabelConfig, {"raw_action_dim": 0}, "raw_action_dim must be at least 1"),
-    (LabelConfig, {"fps": 0.0}, "fps must be above zero"),
-    (LabelConfig, {"fps": -15.0}, "fps must be above zero"),
+    (LabelConfig, {"raw_action_dim": 0}, "raw_action_dim must be 1..64"),
+    (LabelConfig, {"raw_action_dim": 65}, "raw_action_dim must be 1..64, found 65"),
+    (EngineConfig, {"seed": -1}, "engine.seed must be 0 or more"),
+    (LabelConfig, {"fps": 0.0}, "fps must be a number above zero"),
+    (LabelConfig, {"fps": -15.0}, "fps must be a number above zero"),
     (LabelConfig, {"action_chunk_size": 6}, "action_chunk_size must be a positive multiple of 4"),
     (LabelConfig, {"action_chunk_size": 0}, "action_chunk_size must be a positive multiple of 4"),
     (LabelConfig, {"action_chunk_size": -4}, "action_chunk_size must be a positive multiple of 4"),
@@ -264,3 +270,29 @@ def test_a_typo_is_answered_without_importing_anything_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_choices_are_those_of_the_rooms_that_make_them():
+    """The config repeats them, because importing those rooms takes seconds."""
+    from pipeline import config, datasets, views
+
+    assert tuple(str(size) for size in config.IMAGE_SIZES) == tuple(views.RESOLUTION_TIERS)
+    assert datasets._FORMATS == config.DATASET_FORMATS
+
+
+def test_a_file_may_name_a_checkpoint_with_a_slash_and_say_null(yaml_file):
+    config = parse(
+        "--config_path", yaml_file("engine:\n  use_karras_sigmas: null\n  num_inference_steps: 4\nfps: 7.5\n")
+    )
+    assert (config.engine.use_karras_sigmas, config.engine.num_inference_steps, config.fps) == (None, 4, 7.5)
+
+
+@pytest.mark.parametrize("text", ["video", "[video]", '["video"]'])
+def test_a_single_camera_needs_no_brackets(text, yaml_file):
+    assert parse("--dataset.cameras", text).dataset.cameras == ("video",)
+    assert parse(f"--dataset.cameras={text}").dataset.cameras == ("video",)
+    assert parse("--config_path", yaml_file(f"dataset:\n  cameras: {text}\n")).dataset.cameras == ("video",)
+
+
+def test_several_episodes_may_be_separated_by_commas():
+    assert parse("--dataset.episodes", "0,3").dataset.episodes == (0, 3)

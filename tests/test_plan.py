@@ -238,6 +238,7 @@ def test_a_windows_seed_never_changes():
     """Labels of a resumed run have to match those that are there already."""
     by_hand = int(hashlib.sha256(b"[0,3,16]").hexdigest()[:8], 16) & 0x7FFFFFFF
     assert window_seed(0, 3, 16) == by_hand == 245451464
+    assert window_seed(1, 0, 0) == 2146773395
 
 
 def test_seeds_are_int31_and_differ():

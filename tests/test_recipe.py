@@ -43,7 +43,7 @@ def stats(tmp_path_factory):
 @pytest.fixture
 def base(stats) -> LabelConfig:
     """One camera of the factory's dataset, everything else as it comes."""
-    return LabelConfig(dataset=DatasetConfig(root="x", cameras=(FRONT,)), engine=EngineConfig(checkpoint="y"),
+    return LabelConfig(dataset=DatasetConfig(root="x", cameras=(FRONT,)), engine=EngineConfig(checkpoint="y", dtype="float32"),
                        action_stats_path=stats("base.json"))  # fmt: skip
 
 
@@ -115,7 +115,7 @@ ENGINE_CHANGES = {
     "guidance_scale": 2.0,
     "flow_shift": 5.0,
     "use_karras_sigmas": True,
-    "dtype": "float32",
+    "dtype": "bfloat16",
 }
 LABEL_CHANGES = {
     "image_size": 256,
@@ -242,8 +242,13 @@ def test_an_embodiment_without_a_width_asks_for_it(base, dataset):
     assert recipe_of(replace(config, raw_action_dim=57), dataset).raw_action_dim == 57
 
 
-def test_a_width_that_the_model_cannot_hold_is_refused_before_it_is_loaded(base, dataset):
-    """The model's action projections are 64 wide."""
-    config = replace(base, raw_action_dim=65, action_normalization="none")
-    with pytest.raises(ConfigError, match="raw_action_dim"):
-        recipe_of(config, dataset)
+def test_the_dtype_is_settled_before_anything_is_recorded(base, dataset, monkeypatch):
+    """Otherwise a run on the CPU (fp32) and its continuation on a GPU (bf16) would share keys."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def on(device: str, **ray) -> str:
+        engine = replace(base.engine, device=device, dtype="auto")
+        return recipe_of(replace(base, engine=engine, ray=replace(base.ray, **ray)), dataset).dtype
+
+    assert (on("cpu"), on("cuda"), on("auto", address="cluster:6379")) == ("float32", "bfloat16", "bfloat16")
+    assert on("cpu", address="cluster:6379") == "float32"

@@ -16,9 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from pipeline.errors import CheckpointError
 from pipeline.fingerprint import digest, digest_file
+from pipeline.views import LATENT_STRIDE_FRAMES, LATENT_STRIDE_PX
 
 WEIGHTS_NAME = "diffusion_pytorch_model"
-TEMPORAL_STRIDE = 4  # pixel frames per latent frame after the first
 _NEEDED_FILES = ("transformer/*", "vae/*", "scheduler/*", "text_tokenizer/*", "model_index.json")
 _DEFAULT_ROPE_AXES_DIM = (24, 20, 20)  # configs of diffusers 0.39 do not name it
 
@@ -163,7 +163,7 @@ def _refuse_unknown_variants(raw: dict[str, Any], path: Path) -> None:
 
 def _vae_config(path: Path) -> dict[str, Any]:
     raw = _read_json(path)
-    expected = {"scale_factor_temporal": TEMPORAL_STRIDE, "scale_factor_spatial": 16}
+    expected = {"scale_factor_temporal": LATENT_STRIDE_FRAMES, "scale_factor_spatial": LATENT_STRIDE_PX}
     for name, value in expected.items():
         if raw.get(name) != value:
             raise CheckpointError(f"{path}: expected {name}={value} (the Wan 2.2 VAE), found {raw.get(name)!r}.")

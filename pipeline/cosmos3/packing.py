@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.cosmos3.config import TEMPORAL_STRIDE, TransformerConfig
+from pipeline.cosmos3.config import TransformerConfig
 from pipeline.cosmos3.request import Cosmos3ActionRequest
 from pipeline.cosmos3.transformer import Cosmos3Transformer, PackedSequences, TextKeysValues
+from pipeline.views import LATENT_STRIDE_FRAMES
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,8 @@ def _positions(request: Cosmos3ActionRequest, rows: int, columns: int, config: T
     t = request.video_shape[0]
     frames, actions = torch.arange(t, dtype=torch.float32), torch.arange(1, request.action_chunk + 1).float()
     if config.enable_fps_modulation:
-        base = config.base_fps / TEMPORAL_STRIDE
-        frames, actions = frames / (request.fps / TEMPORAL_STRIDE) * base, actions / request.fps * base
+        base = config.base_fps / LATENT_STRIDE_FRAMES
+        frames, actions = frames / (request.fps / LATENT_STRIDE_FRAMES) * base, actions / request.fps * base
     video = torch.stack(
         torch.meshgrid(frames, torch.arange(rows).float(), torch.arange(columns).float(), indexing="ij")
     )

@@ -20,11 +20,10 @@ from pipeline.cosmos3.conditioning import MODES
 from pipeline.cosmos3.config import resolve_checkpoint
 from pipeline.cosmos3.prompt import Caption, PromptTokenizer
 from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
-from pipeline.embodiments import Embodiment, get_embodiment
+from pipeline.embodiments import MAX_ACTION_DIM, Embodiment, get_embodiment
 from pipeline.errors import ConfigError, PipelineError, ResultError, did_you_mean
-from pipeline.views import Canvas, choose_canvas, fit, pad
+from pipeline.views import Canvas, choose_canvas, fit, pad, pixel_to_latent_shape
 
-ACTION_DIM = 64  # every embodiment's action is zero-padded to this width
 _PROMPTS_KEPT = 4096
 
 
@@ -142,10 +141,9 @@ class Cosmos3PolicyProcessor:
     def to_request(self, inputs: Mapping[str, Any], **sampling: Any) -> Cosmos3ActionRequest:
         """A request from `preprocess`'s inputs; `sampling` is seed, num_inference_steps, guidance_scale and so on."""
         pixels = inputs["pixel_values"]
-        t, height_px, width_px = inputs["video_shape"]
         return Cosmos3ActionRequest(
             cond_video_pixels=pixels[0] if pixels.ndim == 5 else pixels,
-            video_shape=Canvas(height_px, width_px, height_px, width_px).latent_shape(t),
+            video_shape=pixel_to_latent_shape(*inputs["video_shape"]),
             **{key: value for key, value in inputs.items() if key not in {"pixel_values", "video_shape"}},
             **sampling,
         )
@@ -208,7 +206,7 @@ class Cosmos3PolicyProcessor:
         values = values[: self.action_chunk_size]
         missing = self.action_chunk_size - len(values)
         values = np.concatenate((values, np.repeat(values[-1:], missing, axis=0)))
-        padded = torch.zeros(self.action_chunk_size, ACTION_DIM)
+        padded = torch.zeros(self.action_chunk_size, MAX_ACTION_DIM)
         padded[:, :raw_action_dim] = torch.from_numpy(self._normalizer_for(raw_action_dim).normalize(values))
         return padded
 
@@ -227,8 +225,8 @@ def _resolve_domain(
 
 
 def _checked_width(raw_action_dim: int) -> int:
-    if not 1 <= raw_action_dim <= ACTION_DIM:
-        raise ConfigError(f"raw_action_dim must be 1..{ACTION_DIM}, found {raw_action_dim}.")
+    if not 1 <= raw_action_dim <= MAX_ACTION_DIM:
+        raise ConfigError(f"raw_action_dim must be 1..{MAX_ACTION_DIM}, found {raw_action_dim}.")
     return raw_action_dim
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipeline.embodiments import VIEW_POINT_SENTENCES
+from pipeline.embodiments import PROMPT_FORMATS, VIEW_POINT_SENTENCES
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
 
-PROMPT_FORMATS = ("json", "plain")
 # (width, height) as the trainer names its canvases; "2,3" is the 512x768 one of tier 480.
 _ASPECT_RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16), (2, 3))
 

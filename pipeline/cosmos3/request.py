@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.cosmos3.conditioning import MODES, Conditioning, conditioning_for
-from pipeline.cosmos3.config import TEMPORAL_STRIDE, TransformerConfig
+from pipeline.cosmos3.config import TransformerConfig
 from pipeline.errors import PipelineError, did_you_mean
+from pipeline.views import LATENT_STRIDE_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Cosmos3ActionRequest:
     def num_clean_pixel_frames(self) -> int:
         """Pixel frames that the clean latent frames depend on: the VAE is causal, so later ones need no encoding."""
         clean = self.conditioning.clean_frames
-        return 1 + TEMPORAL_STRIDE * max(clean) if clean else 0
+        return 1 + LATENT_STRIDE_FRAMES * max(clean) if clean else 0
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,6 @@ class Cosmos3ActionResult:
     pixels: torch.Tensor | None  # [3, T, 16h, 16w] in [0, 1], on the engine's device; only with decode_video
 
 
-def pixel_to_latent_shape(num_frames: int, height_px: int, width_px: int) -> tuple[int, int, int]:
-    """(t, h, w) of a clip of T frames: one latent frame for the first, then one per four; 16 pixels per latent."""
-    return 1 + (num_frames - 1) // TEMPORAL_STRIDE, max(height_px // 16, 1), max(width_px // 16, 1)
-
-
 def check_request(request: Cosmos3ActionRequest, config: TransformerConfig) -> None:
     """Raises PipelineError for a request that this model cannot answer, saying what it should have been."""
     if request.mode not in MODES:
@@ -82,14 +78,14 @@ def check_request(request: Cosmos3ActionRequest, config: TransformerConfig) -> N
             f"Unknown mode {request.mode!r}; expected one of {', '.join(MODES)}.{did_you_mean(request.mode, MODES)}"
         )
     t, h, w = request.video_shape
-    if request.action_chunk < TEMPORAL_STRIDE or request.action_chunk % TEMPORAL_STRIDE:
+    if request.action_chunk < LATENT_STRIDE_FRAMES or request.action_chunk % LATENT_STRIDE_FRAMES:
         raise PipelineError(
             f"action_chunk must be a positive multiple of 4 (VAE stride), found {request.action_chunk}."
         )
-    if t != 1 + request.action_chunk // TEMPORAL_STRIDE or h < 1 or w < 1:
+    if t != 1 + request.action_chunk // LATENT_STRIDE_FRAMES or h < 1 or w < 1:
         raise PipelineError(
             f"video_shape {request.video_shape} does not fit an action chunk of {request.action_chunk}: expected "
-            f"{1 + request.action_chunk // TEMPORAL_STRIDE} latent frames of at least 1x1."
+            f"{1 + request.action_chunk // LATENT_STRIDE_FRAMES} latent frames of at least 1x1."
         )
     if not 0 <= request.domain_id < config.num_embodiment_domains:
         raise PipelineError(f"domain_id {request.domain_id} is not in 0..{config.num_embodiment_domains - 1}.")

@@ -14,8 +14,9 @@ import pyarrow as pa
 from pipeline.actions import rot6d_orthonormality_error
 from pipeline.recipe import Recipe
 
-# Real actions under the right statistics: about 1% of values are clamped, and rotation columns are orthonormal to
-# well under 0.01. These bounds are far outside of that.
+# Real actions at the rate of their statistics: one to four percent of values are clamped, and rotation columns are
+# orthonormal to about 0.01. Beyond these bounds something is wrong; within them it may still be (statistics of another
+# robot of the same width cannot be told apart).
 MAX_SHARE_CLAMPED = 0.2
 MAX_ORTHONORMALITY_ERROR = 0.1
 MAX_SHARE_GRIPPER_OUTSIDE = 0.2

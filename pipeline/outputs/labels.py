@@ -74,13 +74,16 @@ def merge_labels(
 ) -> LabelChecks:
     """Writes the labels of `keys`, in their order, to `folder` and returns what they look like.
 
-    The folder is replaced as a whole, so that labels of another run never stand beside these.
+    The folder is replaced as a whole, so that labels of another run never stand beside these. Without a single record
+    there is nothing to put in its place, and it stays as it is.
     """
+    checks = LabelChecks(recipe)
+    if not keys:
+        return checks
     schema = label_schema(recipe).with_metadata({"manifest": json.dumps(manifest)})
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    checks = LabelChecks(recipe)
     for number, tables in enumerate(_in_files(store, keys)):
         with pq.ParquetWriter(partial / f"labels-{number:05d}.parquet", schema, compression="zstd") as writer:
             for table in tables:

@@ -13,7 +13,7 @@ from pipeline.datasets import RobotVideoDataset
 from pipeline.outputs.records import write_atomically
 from pipeline.recipe import Recipe
 
-_PACKAGES = ("robot-video-labelling", "torch", "diffusers", "transformers", "ray", "av", "numpy", "torchvision")
+_PACKAGES = ("robot-video-labelling", "torch", "diffusers", "transformers", "ray", "av", "numpy")
 
 
 def make_manifest(config: LabelConfig, recipe: Recipe, dataset: RobotVideoDataset, checkpoint: Path) -> dict[str, Any]:

@@ -110,7 +110,8 @@ class Summary:
     def render(self) -> str:
         """The summary for a terminal."""
         counts, labels, base = self.segments, self.labels, self.timebase
-        rate = f"{self.windows_per_s:.2f} windows/s" if self.windows_per_s else "nothing was left to do"
+        nothing_left = counts["recorded_earlier"] == counts["planned"]
+        rate = "nothing was left to do" if nothing_left else f"{self.windows_per_s or 0:.2f} windows/s"
         spent = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds_by_stage.items())
         lines = [
             f"segments   {counts['planned']} planned = {counts['recorded']} recorded + {counts['failed']} failed"

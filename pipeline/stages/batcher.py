@@ -12,6 +12,7 @@ import torch
 from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
 
 Step = Callable[[Sequence[Cosmos3ActionRequest]], list[Cosmos3ActionResult]]
+Batch = list[tuple[Cosmos3ActionRequest, Future]]
 
 
 class WindowBatcher:
@@ -21,9 +22,10 @@ class WindowBatcher:
     requests of whoever waits, until its own are answered.
     """
 
-    def __init__(self, step: Step, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, step: Step, batch_size: int | Callable[[Cosmos3ActionRequest], int]) -> None:
+        """`batch_size` may be a function of the first request, for a size that fits what is to be done."""
         self._step = step
+        self.batch_size = batch_size
         self._waiting: deque[tuple[Cosmos3ActionRequest, Future]] = deque()
         self._engine_is_free = threading.Lock()
 
@@ -38,18 +40,27 @@ class WindowBatcher:
         return [future.result() for future in futures]
 
     def _step_once(self) -> None:
+        if callable(self.batch_size):
+            self.batch_size = self.batch_size(self._waiting[0][0])
         batch = [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]
         try:
-            results = self._step([request for request, _ in batch])
+            self._answer(batch)
         except torch.cuda.OutOfMemoryError as error:
             self._shrink(batch, error)
         except Exception as error:
             self._blame(batch, error)
-        else:
-            for (_, future), result in zip(batch, results, strict=True):
-                future.set_result(result)
+        except BaseException as error:
+            # The process is ending: whoever waits has to hear of it, too.
+            for _, future in batch:
+                future.set_exception(error)
+            raise
 
-    def _shrink(self, batch: list[tuple[Cosmos3ActionRequest, Future]], error: Exception) -> None:
+    def _answer(self, batch: Batch) -> None:
+        results = self._step([request for request, _ in batch])
+        for (_, future), result in list(zip(batch, results, strict=True)):
+            future.set_result(result)
+
+    def _shrink(self, batch: Batch, error: Exception) -> None:
         """Half the batch from now on, and these requests again."""
         torch.cuda.empty_cache()
         if len(batch) == 1:
@@ -58,13 +69,13 @@ class WindowBatcher:
         self.batch_size = len(batch) // 2
         self._waiting.extendleft(reversed(batch))
 
-    def _blame(self, batch: list[tuple[Cosmos3ActionRequest, Future]], error: Exception) -> None:
+    def _blame(self, batch: Batch, error: Exception) -> None:
         """An error belongs to the request that causes it: each is tried alone, so that its batch-mates survive."""
         if len(batch) == 1:
             batch[0][1].set_exception(error)
             return
-        for request, future in batch:
+        for single in batch:
             try:
-                future.set_result(self._step([request])[0])
+                self._answer([single])
             except Exception as own_error:
-                future.set_exception(own_error)
+                single[1].set_exception(own_error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from pipeline.cosmos3.config import resolve_checkpoint
 from pipeline.cosmos3.engine import Engine
 from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.cosmos3.prompt import PromptTokenizer
-from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
+from pipeline.cosmos3.request import Cosmos3ActionRequest
 from pipeline.plan import window_seed
 from pipeline.recipe import Recipe
 from pipeline.stages.batcher import WindowBatcher
@@ -54,20 +53,18 @@ class Infer(Stage):
         self._engine = Engine.from_pretrained(
             folder,
             device=settings.device,
-            dtype=None if recipe.dtype == "auto" else getattr(torch, recipe.dtype),
+            dtype=getattr(torch, recipe.dtype),
             flow_shift=recipe.flow_shift,
             use_karras_sigmas=recipe.use_karras_sigmas,
             text_cache_bytes=settings.text_cache_bytes,
         )
         self._processor = make_processor(recipe, PromptTokenizer.from_pretrained(folder))
-        self._batcher = WindowBatcher(self._step, settings.batch_size or 0)
+        self._batcher = WindowBatcher(self._engine.step, settings.batch_size or self._fitting_batch_size)
         nothing = np.zeros((0, recipe.action_chunk, recipe.raw_action_dim), dtype=np.float32)
         self.empty = {"action": nothing, "action_normalized": nothing}
 
     def process(self, row: Row) -> Row:
         requests = self._requests(row)
-        if not self._batcher.batch_size:
-            self._batcher.batch_size = fitting_batch_size(requests[0], self._engine.device.type)
         answers = [self._processor.postprocess(result) for result in self._batcher.run(requests)]
         return {name: np.stack([answer[name] for answer in answers]) for name in ("action", "action_normalized")}
 
@@ -88,8 +85,8 @@ class Infer(Stage):
             )
         return requests
 
-    def _step(self, requests: Sequence[Cosmos3ActionRequest]) -> list[Cosmos3ActionResult]:
-        return self._engine.step(requests)
+    def _fitting_batch_size(self, request: Cosmos3ActionRequest) -> int:
+        return fitting_batch_size(request, self._engine.device.type)
 
 
 def make_processor(recipe: Recipe, tokenizer: PromptTokenizer) -> Cosmos3PolicyProcessor:

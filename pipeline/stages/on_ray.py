@@ -38,6 +38,8 @@ from pipeline.stages.stage import Row
 # A call that dies with its process is tried this often again before its segment counts as lost. Without a bound Ray
 # retries a poisonous row for ever.
 MAX_TASK_RETRIES = 2
+# One core decodes tens of windows a second and a GPU answers a few, so two loaders keep an engine fed.
+LOADERS_PER_ENGINE = 2
 # Segments that one engine works on at a time: enough for windows of short episodes to fill a batch.
 SEGMENTS_PER_ENGINE = 4
 _RECORD_CPUS = 0.1
@@ -108,7 +110,7 @@ def fit_to_machine(config: RayConfig, device: str, resources: dict[str, float]) 
         )
     cpus_per_engine = min(1.0, num_cpus / 2 / num_engines)
     free = num_cpus - num_engines * cpus_per_engine - _RECORD_CPUS
-    num_loaders = config.num_loaders or max(1, int(free))
+    num_loaders = config.num_loaders or max(1, min(int(free), LOADERS_PER_ENGINE * num_engines))
     fit = Fit(
         num_engines=num_engines,
         gpus_per_engine=1.0 if on_gpu else 0.0,
@@ -186,7 +188,9 @@ def stream(
 def _settle_device(settings: EngineSettings, fit: Fit, resources: dict[str, float]) -> EngineSettings:
     if fit.gpus_per_engine:
         return replace(settings, device="cuda")
-    return replace(settings, device="cpu", num_threads=max(1, int(resources.get("CPU", 1)) // fit.num_engines))
+    # A thread that has to share its core makes all others of a matrix product wait, so loaders keep theirs.
+    free = resources.get("CPU", 1) - fit.num_loaders * fit.cpus_per_loader
+    return replace(settings, device="cpu", num_threads=max(1, int(free / fit.num_engines)))
 
 
 def _configure(config: RayConfig) -> None:

@@ -42,6 +42,6 @@ class Stage:
 def describe(error: Exception) -> str:
     """A user's error as it is; one of ours with the place where it came from."""
     if isinstance(error, PipelineError):
-        return str(error)
+        return str(error) or type(error).__name__
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{error} (at {frame.filename}:{frame.lineno} in {frame.name})"

@@ -9,8 +9,9 @@ import torch
 from request_factory import make_request, unlike_requests
 
 from pipeline.cosmos3.config import read_checkpoint_config
-from pipeline.cosmos3.request import check_request, pixel_to_latent_shape
+from pipeline.cosmos3.request import check_request
 from pipeline.errors import PipelineError
+from pipeline.views import pixel_to_latent_shape
 
 
 @pytest.fixture(scope="module")

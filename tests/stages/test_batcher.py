@@ -114,6 +114,12 @@ def test_out_of_memory_halves_the_batch_and_the_size_that_fits_is_kept():
     assert steps.sizes[6:] == [2, 1]
 
 
+def test_after_out_of_memory_the_oldest_still_come_first():
+    steps = Steps(fits=2)
+    WindowBatcher(steps, 4).run(list(range(8)))
+    assert steps.batches == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [6, 7]]
+
+
 def test_after_out_of_memory_segments_that_share_a_batch_still_get_their_own_answers():
     steps = Steps(fits=2)
     futures = queued_together(WindowBatcher(steps, 8), steps, [1, 2, 3], [4, 5], [6, 7, 8])

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import RayConfig
 from pipeline.errors import ConfigError
-from pipeline.stages.on_ray import Fit, fit_to_machine
+from pipeline.stages.on_ray import LOADERS_PER_ENGINE, Fit, fit_to_machine
 
 CORES = (1, 2, 4, 64)
 GPUS = (0, 1, 8)
@@ -48,9 +48,10 @@ def test_every_machine_is_fitted_within_its_means(cores, gpus, device):
     assert 0 < found.cpus_per_engine <= 1
 
 
-def test_a_large_machine_is_put_to_use():
-    assert fit(64, 8).num_loaders == 64 - 8 - 1
-    assert fit(64, 0).num_loaders == 64 - 1 - 1
+def test_loaders_are_as_many_as_the_engines_need_or_the_cores_allow():
+    assert fit(64, 8).num_loaders == 8 * LOADERS_PER_ENGINE
+    assert fit(64, 0).num_loaders == LOADERS_PER_ENGINE
+    assert fit(12, 8).num_loaders == 5, "eight engines take six cores, and recording a tenth of one"
 
 
 @pytest.mark.parametrize("cores", CORES)

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import DatasetConfig, EngineConfig, LabelConfig
+from pipeline.cosmos3.engine import Engine
+from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.datasets import open_dataset
-from pipeline.plan import make_plan
+from pipeline.plan import make_plan, window_seed
 from pipeline.recipe import Recipe, make_recipe
 from pipeline.stages.infer import EngineSettings, Infer, fitting_batch_size
 from pipeline.stages.load import Load
@@ -70,13 +72,13 @@ def make_infer(recipe: Recipe, checkpoint: Path, batch_size: int | None) -> Infe
 
 def spy_on_steps(infer: Infer, monkeypatch) -> list[int]:
     """The sizes of the batches that really reach the engine."""
-    sizes, step = [], infer._engine.step
+    sizes, step = [], infer._batcher._step
 
     def counted(requests):
         sizes.append(len(requests))
         return step(requests)
 
-    monkeypatch.setattr(infer._engine, "step", counted)
+    monkeypatch.setattr(infer._batcher, "_step", counted)
     return sizes
 
 
@@ -106,6 +108,32 @@ def test_every_window_has_an_answer_in_units_of_the_statistics(rows, one_by_one)
         np.testing.assert_allclose(after["action"], 3 * after["action_normalized"] + 1, atol=1e-5)
         assert not {"frames", "canvas"} & set(after)
         assert set(before) - {"frames", "canvas"} <= set(after)
+
+
+def test_every_window_is_what_the_engine_alone_says_about_its_frames(folder, recipe, rows, one_by_one, tiny_checkpoint):
+    """Five frames from the window's start on, its own task and its own seed, by the engine's public names."""
+    dataset = open_dataset(folder / "videos")
+    engine = Engine.from_pretrained(tiny_checkpoint, device="cpu")
+    processor = Cosmos3PolicyProcessor(
+        tiny_checkpoint,
+        mode="inverse_dynamics",
+        domain_name="droid_lerobot",
+        action_chunk_size=CHUNK,
+        fps=15.0,
+        image_size=256,
+        view_point="third_person_view",
+        action_normalization="quantile",
+        action_stats_path=folder / "stats.json",
+    )
+    for before, after in zip(rows, one_by_one, strict=True):
+        episode, length = before["episode_index"], before["num_positions"]
+        for number, start in enumerate(before["window_starts"]):
+            clip = dataset.read_frames(episode, "video", range(start, min(start + CHUNK + 1, length)))
+            inputs = processor.preprocess({"images": clip, "task": f"Task {episode}." if episode < 2 else ""})
+            seed = window_seed(0, episode, start)
+            [result] = engine.step([processor.to_request(inputs, seed=seed, num_inference_steps=2)])
+            for name, expected in processor.postprocess(result).items():
+                np.testing.assert_allclose(after[name][number], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_windows_of_different_content_have_different_answers(one_by_one):

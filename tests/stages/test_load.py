@@ -28,7 +28,7 @@ THIRD = "observation.images.side"
 
 
 def add_third_camera(made: Made) -> None:
-    """The second camera's videos once more, mirrored in no way: a composite needs three views."""
+    """The second camera's videos once more: a composite needs three views."""
     second = made.cameras[1]
     shutil.copytree(made.root / "videos" / second, made.root / "videos" / THIRD)
     info_path = made.root / "meta/info.json"
@@ -79,15 +79,15 @@ def test_one_camera_from_the_first_windows_start_to_the_last_ones_end(made):
 
 
 def test_a_composite_shows_every_camera_in_its_place(made):
-    upper, left = made.cameras
-    for row in loaded(made.root, recipe_of(made.root, (upper, left, THIRD))):
+    front, wrist = made.cameras
+    for row in loaded(made.root, recipe_of(made.root, (wrist, THIRD, front))):
         frames, positions = row["frames"], range(row["num_positions"])
         assert frames.shape[1:] == (HEIGHT + HEIGHT // 2, 128, 3)
         assert row["canvas"].tolist() == list(astuple(choose_canvas(*frames.shape[1:3], 256)))
-        assert read_ids(frames[:, :HEIGHT]) == made.ids(row["episode_index"], upper, positions)
+        assert read_ids(frames[:, :HEIGHT]) == made.ids(row["episode_index"], wrist, positions)
         bottom = frames[:, HEIGHT:].repeat(2, axis=1).repeat(2, axis=2)
-        for half in (bottom[:, :, :128], bottom[:, :, 128:]):
-            assert read_ids(half) == made.ids(row["episode_index"], left, positions)
+        assert read_ids(bottom[:, :, :128]) == made.ids(row["episode_index"], wrist, positions)
+        assert read_ids(bottom[:, :, 128:]) == made.ids(row["episode_index"], front, positions)
 
 
 def test_a_composite_is_what_views_make_of_the_frames(made):
