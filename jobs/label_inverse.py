@@ -40,7 +40,8 @@ def run(config: LabelConfig) -> int:
     with ProgressBar(prepared) as progress:
         summary = label(prepared, progress)
     print(summary.render())
-    print(f"Labels are in {config.output_dir}/labels. {_next_command(config, is_demo)}")
+    if summary.labels["rows"]:
+        print(f"Labels are in {config.output_dir}/labels. {_next_command(config, is_demo)}")
     return 0 if summary.is_complete else 1
 
 

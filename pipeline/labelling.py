@@ -97,8 +97,8 @@ def _estimate(prepared: Prepared) -> str:
 
 
 def _infer(prepared: Prepared, tally: Tally, progress: Progress) -> None:
-    # Diffusers and Ray are imported here: a run with nothing left to do, or with a mistake in it, needs neither.
-    from pipeline.cosmos3.engine import check_checkpoint
+    # These take seconds to import, and a run with nothing left to do, or with a mistake in it, needs none of them.
+    from pipeline.cosmos3.checkpoint import check_checkpoint
     from pipeline.stages.infer import EngineSettings
     from pipeline.stages.on_ray import ray_session, stream
 

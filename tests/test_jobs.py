@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stage_by_stage import run_without_ray
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABEL_INVERSE = REPOSITORY / "jobs" / "label_inverse.py"
@@ -38,78 +41,80 @@ def run(*flags: str, folder: Path) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-def read_labels(folder: Path) -> dict[str, np.ndarray]:
-    table = pq.read_table(folder)
-    valid = table.filter(table["action_valid"])
-    return {
-        "rows": np.stack([table["episode_index"].to_numpy(), table["frame_index"].to_numpy()], axis=1),
-        "valid": table["action_valid"].to_numpy(),
-        "action_normalized": np.array(valid["action_normalized"].to_pylist()),
-    }
+@dataclass(frozen=True)
+class DemoRun:
+    """The README's first command, killed half-way, and the same command again."""
+
+    folder: Path
+    recorded_before_the_kill: dict[Path, int]  # record → when it was written, in ns
+    out: str
+    error: str
+
+    @property
+    def output_dir(self) -> Path:
+        return self.folder / "outputs" / "label_inverse"
 
 
 @pytest.fixture(scope="module")
-def demo_run(tmp_path_factory) -> tuple[Path, str, str]:
-    """The README's first command: no arguments, in an empty folder."""
+def demo_run(tmp_path_factory) -> DemoRun:
+    """No arguments, in an empty folder; SIGKILL for the whole process group as soon as one record is there."""
     folder = tmp_path_factory.mktemp("demo")
-    code, out, error = run(folder=folder)
-    assert code == 0, out + error
-    return folder, out, error
-
-
-@pytest.mark.slow
-def test_the_demo_runs_without_arguments_and_says_that_its_labels_mean_nothing(demo_run):
-    folder, out, error = demo_run
-    assert "random weights" in out
-    assert "segments   5 planned = 5 recorded + 0 failed" in out
-    assert "--config_path configs/droid.yaml" in out, "the next command to try"
-    assert "11/11" in error, "a progress bar over the windows"
-    summary = json.loads((folder / "outputs/label_inverse/summary.json").read_text())
-    assert summary["segments"] == {"planned": 5, "recorded": 5, "failed": 0, "recorded_earlier": 0}
-    assert summary["labels"]["valid_actions"] == summary["labels"]["rows"] - 5
-
-
-@pytest.mark.slow
-def test_ray_keeps_out_of_the_users_terminal(demo_run):
-    _, out, error = demo_run
-    chatter = [line for line in (out + error).splitlines() if "ray" in line.lower() or "warning:" in line.lower()]
-    assert not chatter
-
-
-@pytest.mark.slow
-def test_a_killed_driver_loses_and_doubles_nothing(demo_run, tmp_path):
-    """SIGKILL for the whole process group after the first record; the same command again equals an undisturbed run."""
-    undisturbed, _, _ = demo_run
-    demo = undisturbed / "outputs" / "demo"
-    flags = (
-        *("--dataset.root", str(demo / "dataset"), "--engine.checkpoint", str(demo / "checkpoint")),
-        *("--action_stats_path", str(demo / "action_stats.json"), "--image_size", "256"),
-        *("--engine.batch_size", "1", "--output_dir", "labelled"),
-    )
-    process = start(*flags, folder=tmp_path)
-    records = tmp_path / "labelled" / "records"
+    process = start(folder=folder)
+    records = folder / "outputs" / "label_inverse" / "records"
+    deadline = time.monotonic() + TIMEOUT_S
     try:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not (done := list(records.glob("??/*.parquet"))):
+        while not list(records.glob("??/*.parquet")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    done = list(records.glob("??/*.parquet"))
-    assert 1 <= len(done) < 5, "the run was to be interrupted half-way"
-    written = {path: path.stat().st_mtime_ns for path in done}
-
-    code, out, error = run(*flags, folder=tmp_path)
+    recorded = {path: path.stat().st_mtime_ns for path in records.glob("??/*.parquet")}
+    code, out, error = run(folder=folder)
     assert code == 0, out + error
-    assert f"({len(done)} were there already)" in out
-    assert {path: path.stat().st_mtime_ns for path in done} == written, "finished work was done again"
-    ours = read_labels(tmp_path / "labelled" / "labels")
-    theirs = read_labels(undisturbed / "outputs/label_inverse/labels")
-    np.testing.assert_array_equal(ours["rows"], theirs["rows"])
-    np.testing.assert_array_equal(ours["valid"], theirs["valid"])
-    np.testing.assert_allclose(ours["action_normalized"], theirs["action_normalized"], atol=1e-5)
+    return DemoRun(folder, recorded, out, error)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_without_arguments_and_says_that_its_labels_mean_nothing(demo_run):
+    assert "random weights" in demo_run.out
+    assert "segments   5 planned = 5 recorded + 0 failed" in demo_run.out
+    assert "--config_path configs/droid.yaml" in demo_run.out, "the next command to try"
+    assert re.search(r"100%.* \d+/\d+", demo_run.error), "a progress bar over the windows"
+    summary = json.loads((demo_run.output_dir / "summary.json").read_text())
+    assert (summary["segments"]["planned"], summary["segments"]["failed"]) == (5, 0)
+    assert summary["labels"]["valid_actions"] == summary["labels"]["rows"] - 5
+
+
+@pytest.mark.slow
+def test_ray_keeps_out_of_the_users_terminal(demo_run):
+    lines = (demo_run.out + demo_run.error).splitlines()
+    assert not [line for line in lines if re.search(r"\bray\b|raylet|warning:", line, re.IGNORECASE)]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_and_doubles_nothing(demo_run):
+    """The run that was killed and started again has the labels of one that was never disturbed."""
+    from pipeline.config import LabelConfig
+    from pipeline.demo import fill_in_demo
+    from pipeline.labelling import prepare
+
+    before = demo_run.recorded_before_the_kill
+    assert 1 <= len(before) < 5, "the run was to be interrupted half-way"
+    assert f"({len(before)} were there already)" in demo_run.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished work was done again"
+
+    config = replace(LabelConfig(), output_dir=str(demo_run.folder / "undisturbed"))
+    _, undisturbed = run_without_ray(prepare(fill_in_demo(config, demo_run.folder / "outputs" / "demo")))
+    labels = pq.read_table(demo_run.output_dir / "labels")
+    for column in ("episode_index", "frame_index", "timestamp", "task", "action_valid"):
+        assert labels[column].to_pylist() == undisturbed[column].to_pylist()
+    ours, theirs = (
+        np.array(table.filter(table["action_valid"])["action_normalized"].to_pylist())
+        for table in (labels, undisturbed)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_mistyped_flag_is_answered_with_the_closest_one(tmp_path):
@@ -133,7 +138,7 @@ def test_a_folder_that_is_no_dataset_is_refused_before_anything_is_written(tmp_p
 def test_dry_run_prints_the_plan_and_writes_nothing(tiny_checkpoint, shared_data, tmp_path):
     code, out, error = run(
         *("--dataset.root", str(shared_data / "droid_real"), "--engine.checkpoint", str(tiny_checkpoint)),
-        *("--action_normalization", "none", "--dataset.timebase", "native", "--dry_run"),
+        *("--action_normalization", "none", "--dataset.timebase", "native", "--image_size", "256", "--dry_run"),
         folder=tmp_path,
     )
     assert code == 0, error

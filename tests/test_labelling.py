@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stage_by_stage import run_without_ray
 
 from pipeline.config import LabelConfig, parse_config
-from pipeline.labelling import Prepared, label, prepare
-from pipeline.outputs.labels import merge_labels
+from pipeline.labelling import label, prepare
 from pipeline.outputs.records import RecordStore
 
 
@@ -34,34 +34,6 @@ def flags_for(root: Path, checkpoint: Path, output_dir: Path, *more: str) -> Lab
             *("--image_size", "256", "--engine.num_inference_steps", "2", *more),
         ],
     )
-
-
-def run_without_ray(prepared: Prepared) -> tuple[list[dict], pq.ParquetDataset]:
-    """Every missing segment through the stages, one after another; the status rows and the merged labels."""
-    from pipeline.stages.infer import EngineSettings, Infer
-    from pipeline.stages.load import Load
-    from pipeline.stages.record import Record
-
-    config, recipe = prepared.config, prepared.recipe
-    settings = EngineSettings(
-        checkpoint=str(prepared.checkpoint), device="cpu", batch_size=8, text_cache_bytes=2**28, num_threads=2
-    )
-    stages = (
-        Load(str(prepared.dataset.root), config.dataset.format, recipe),
-        Infer(recipe, settings),
-        Record(config.output_dir, recipe),
-    )
-    statuses = []
-    for segment in prepared.missing:
-        row = segment.to_row()
-        for stage in stages:
-            row = stage(row)
-        statuses.append(row)
-    store = RecordStore(Path(config.output_dir))
-    recorded = store.keys()
-    keys = [segment.key for segment in prepared.plan.segments if segment.key in recorded]
-    merge_labels(store, keys, recipe, Path(config.output_dir) / "labels", manifest={})
-    return statuses, pq.read_table(Path(config.output_dir) / "labels")
 
 
 @pytest.mark.slow

@@ -43,8 +43,11 @@ def stats(tmp_path_factory):
 @pytest.fixture
 def base(stats) -> LabelConfig:
     """One camera of the factory's dataset, everything else as it comes."""
-    return LabelConfig(dataset=DatasetConfig(root="x", cameras=(FRONT,)), engine=EngineConfig(checkpoint="y", dtype="float32"),
-                       action_stats_path=stats("base.json"))  # fmt: skip
+    return LabelConfig(
+        dataset=DatasetConfig(root="x", cameras=(FRONT,)),
+        engine=EngineConfig(checkpoint="y", dtype="float32"),
+        action_stats_path=stats("base.json"),
+    )
 
 
 def recipe_of(config: LabelConfig, dataset, checkpoint_fingerprint: str = "weights") -> Recipe:

@@ -9,20 +9,17 @@ from typing import Any
 
 import torch
 
+from pipeline.cosmos3.checkpoint import build_transformer, is_unused
 from pipeline.cosmos3.conditioning import draw_noise
 from pipeline.cosmos3.config import CheckpointConfig, read_checkpoint_config, resolve_checkpoint
-from pipeline.cosmos3.loading import check_strictly, load_strictly
+from pipeline.cosmos3.loading import load_strictly
 from pipeline.cosmos3.packing import PackedBatch, Sample
-from pipeline.cosmos3.prompt import PromptTokenizer
 from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult, check_request
 from pipeline.cosmos3.sampler import make_solver
 from pipeline.cosmos3.transformer import Cosmos3Transformer, TextKeysValues
-from pipeline.cosmos3.vae import VideoVae, check_vae
+from pipeline.cosmos3.vae import VideoVae
 from pipeline.errors import PipelineError
 
-# Parts that an action sequence never reaches: no text is predicted (`norm` is the text tower's last), and there are
-# no sound tokens.
-_UNUSED_TENSORS = ("lm_head.", "norm.", "audio_proj_in.", "audio_proj_out.", "audio_modality_embed")
 DEFAULT_TEXT_CACHE_BYTES = 2 * 1024**3
 
 
@@ -67,13 +64,13 @@ class Engine:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         config = read_checkpoint_config(resolve_checkpoint(checkpoint))
-        transformer = _build_transformer(config)
+        transformer = build_transformer(config)
         load_strictly(
             transformer,
             config.folder / "transformer",
             device=device,
             dtype=dtype,
-            skip=_is_unused,
+            skip=is_unused,
             keep_fp32=lambda name: name.startswith("time_embedder."),
         )
         vae = VideoVae.from_pretrained(
@@ -196,20 +193,3 @@ class TextCache:
             _, evicted = self._entries.popitem(last=False)
             self.num_bytes -= evicted.num_bytes
         return entry
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Raises CheckpointError for whatever would stop `Engine.from_pretrained`, without reading a weight."""
-    config = read_checkpoint_config(folder)
-    check_strictly(_build_transformer(config), folder / "transformer", skip=_is_unused)
-    check_vae(folder / "vae", config.vae)
-    PromptTokenizer.from_pretrained(folder)
-
-
-def _build_transformer(config: CheckpointConfig) -> Cosmos3Transformer:
-    with torch.device("meta"):
-        return Cosmos3Transformer(config.transformer)
-
-
-def _is_unused(name: str) -> bool:
-    return name.startswith(_UNUSED_TENSORS)

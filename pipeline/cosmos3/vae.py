@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline.cosmos3.loading import check_strictly, load_strictly, no_names
+from pipeline.cosmos3.loading import load_strictly, no_names
 
 # Clips encoded in one call: about one 17-frame clip at 720x1280, or dozens of the small tiers.
 _MAX_PIXELS_PER_CALL = 17 * 720 * 1280
@@ -67,11 +67,6 @@ class VideoVae:
             pixels = pixels.float() / 127.5 - 1.0
         mode = self._model.encode(pixels.to(self._dtype)).latent_dist.mode()
         return (mode.float() - self._mean) / self._std
-
-
-def check_vae(folder: Path, config: dict[str, Any]) -> None:
-    """Raises CheckpointError if the encoder's tensors are not those of the config; reads headers only."""
-    check_strictly(_build(config, decoder=False), folder, skip=_is_decoder)
 
 
 def _build(config: dict[str, Any], *, decoder: bool) -> AutoencoderKLWan:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer, UniPCMultistepScheduler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.embodiments import VIEW_POINT_SENTENCES
@@ -55,6 +55,9 @@ def write_tiny_checkpoint(
     """
     if (folder / "model_index.json").is_file():
         return folder
+    # A demo that is there already does not wait for this import.
+    from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer, UniPCMultistepScheduler
+
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +76,8 @@ def write_tiny_checkpoint(
         action_dim=64,
     )
     _randomise(transformer, generator).save_pretrained(partial / "transformer", max_shard_size=max_shard_size)
-    _randomise(_tiny_vae(vae_base_dim), generator).save_pretrained(partial / "vae")
+    vae = AutoencoderKLWan(**_vae_settings(vae_base_dim))
+    _randomise(vae, generator).save_pretrained(partial / "vae")
     UniPCMultistepScheduler(**_SCHEDULER).save_pretrained(partial / "scheduler")
     _write_tokenizer(partial / "text_tokenizer")
     _write_json(partial / "model_index.json", _model_index())
@@ -98,25 +102,25 @@ def _randomise(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.M
     return model.eval()
 
 
-def _tiny_vae(base_dim: int) -> AutoencoderKLWan:
+def _vae_settings(base_dim: int) -> dict[str, Any]:
     """The Wan 2.2 VAE's shape (4x16x16, 48 channels) with few channels inside."""
     z_dim = 48
-    return AutoencoderKLWan(
-        base_dim=base_dim,
-        decoder_base_dim=base_dim,
-        z_dim=z_dim,
-        dim_mult=[1, 2, 4, 4],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.02 * (channel - z_dim / 2) for channel in range(z_dim)],
-        latents_std=[0.5 + 0.01 * channel for channel in range(z_dim)],
-        is_residual=True,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        scale_factor_temporal=4,
-        scale_factor_spatial=16,
-    )
+    return {
+        "base_dim": base_dim,
+        "decoder_base_dim": base_dim,
+        "z_dim": z_dim,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+        "latents_mean": [0.02 * (channel - z_dim / 2) for channel in range(z_dim)],
+        "latents_std": [0.5 + 0.01 * channel for channel in range(z_dim)],
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_temporal": 4,
+        "scale_factor_spatial": 16,
+    }
 
 
 def _write_tokenizer(folder: Path) -> None:

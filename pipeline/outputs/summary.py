@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,11 +127,18 @@ class Summary:
             f"{_number(labels['rotation_orthonormality_error_max'])} max",
         ]
         lines += [f"WARNING    {warning}" for warning in self.warnings]
-        for failure in self.failures[:_FAILURES_SHOWN]:
-            lines.append(f"FAILED     episode {failure['episode_index']}: {failure['error_type']}: {failure['error']}")
-        if len(self.failures) > _FAILURES_SHOWN:
-            lines.append(f"FAILED     … and {len(self.failures) - _FAILURES_SHOWN} more: see summary.json")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._render_failures()])
+
+    def _render_failures(self) -> list[str]:
+        """One line per distinct error."""
+        episodes: dict[str, list[int]] = defaultdict(list)
+        for failure in self.failures:
+            episodes[f"{failure['error_type']}: {failure['error']}"].append(failure["episode_index"])
+        lines = [f"FAILED     {_episodes(indexes)}: {error}" for error, indexes in episodes.items()]
+        more = len(lines) - _FAILURES_SHOWN
+        return lines[:_FAILURES_SHOWN] + (
+            [f"FAILED     … and {more} more errors: see summary.json"] if more > 0 else []
+        )
 
 
 def write_summary(output_dir: Path, summary: Summary) -> None:
@@ -147,6 +155,14 @@ def _failure(segment: Segment, tally: Tally) -> dict[str, Any]:
         "error_type": error_type,
         "error": error,
     }
+
+
+def _episodes(indexes: Sequence[int]) -> str:
+    distinct = sorted(set(indexes))
+    shown = ", ".join(str(index) for index in distinct[:5])
+    return (
+        f"episode {shown}" if len(distinct) == 1 else f"{len(distinct)} episodes ({shown}{', …' * (len(distinct) > 5)})"
+    )
 
 
 def _task_warning(plan: Plan) -> list[str]:

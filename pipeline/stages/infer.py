@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from pipeline.cosmos3.config import resolve_checkpoint
-from pipeline.cosmos3.engine import Engine
 from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.cosmos3.prompt import PromptTokenizer
 from pipeline.cosmos3.request import Cosmos3ActionRequest
@@ -46,6 +45,9 @@ class Infer(Stage):
     consumes = ("frames", "canvas")
 
     def __init__(self, recipe: Recipe, settings: EngineSettings) -> None:
+        # The driver only hands this class to its actors, so diffusers is imported where an engine is built.
+        from pipeline.cosmos3.engine import Engine
+
         if settings.num_threads:
             torch.set_num_threads(settings.num_threads)
         folder = resolve_checkpoint(settings.checkpoint)

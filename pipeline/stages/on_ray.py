@@ -202,7 +202,7 @@ def _configure(config: RayConfig) -> None:
     context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=config.memory_budget_mib * 1024**2
     )
-    for name in ("ray", "ray.data"):
+    for name in ("ray", *(name for name in logging.root.manager.loggerDict if name.startswith("ray."))):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="The minimum number of concurrent actors", category=UserWarning)
     # `max_task_retries` has no named parameter yet in this Ray, and without it a poisonous row is retried for ever.
