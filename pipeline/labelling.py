@@ -47,6 +47,11 @@ def prepare(config: LabelConfig) -> Prepared:
         dataset, recipe, episodes=config.dataset.episodes, max_segment_bytes=config.max_segment_mib * 1024**2
     )
     missing = plan.missing(RecordStore(Path(config.output_dir)).keys())
+    if missing and not config.dry_run:
+        # Imported only now: a mistake above is told without waiting for transformers.
+        from pipeline.cosmos3.checkpoint import check_checkpoint
+
+        check_checkpoint(checkpoint)
     return Prepared(config, dataset, checkpoint, recipe, plan, missing)
 
 
@@ -97,15 +102,15 @@ def _estimate(prepared: Prepared) -> str:
 
 
 def _infer(prepared: Prepared, tally: Tally, progress: Progress) -> None:
-    # These take seconds to import, and a run with nothing left to do, or with a mistake in it, needs none of them.
-    from pipeline.cosmos3.checkpoint import check_checkpoint
+    # These take seconds to import, and a run with nothing left to do, or with a mistake in it, needs neither.
     from pipeline.stages.infer import EngineSettings
     from pipeline.stages.on_ray import ray_session, stream
 
     config = prepared.config
-    check_checkpoint(prepared.checkpoint)
+    # A hub id travels as it is: other nodes of a cluster have the snapshot under a path of their own.
+    is_local = Path(config.engine.checkpoint).expanduser().is_dir()
     settings = EngineSettings(
-        checkpoint=str(prepared.checkpoint.resolve()),
+        checkpoint=str(prepared.checkpoint.resolve()) if is_local else config.engine.checkpoint,
         device=config.engine.device,
         batch_size=config.engine.batch_size,
         text_cache_bytes=config.engine.text_cache_mib * 1024**2,

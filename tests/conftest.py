@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import shell_environment  # noqa: F401 - taken before any test imports anything
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from shell_environment import SHELL_ENVIRONMENT
 from stage_by_stage import run_without_ray
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,11 +24,10 @@ TIMEOUT_S = 400
 
 
 def start(*flags: str, folder: Path) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.Popen(
         [sys.executable, str(LABEL_INVERSE), *flags],
         cwd=folder,
-        env=environment,
+        env=SHELL_ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

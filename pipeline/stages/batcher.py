@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -18,8 +17,8 @@ Batch = list[tuple[Cosmos3ActionRequest, Future]]
 class WindowBatcher:
     """Shares one engine between threads: each brings its segment's requests and waits for their results.
 
-    There is no thread of its own: whichever caller finds the engine free steps it, with the oldest `batch_size`
-    requests of whoever waits, until its own are answered.
+    A step takes the oldest `batch_size` requests of whoever waits. All steps run on one thread of their own, because
+    every thread that computes would keep a pool of worker threads, and idle pools take cores from the busy one.
     """
 
     def __init__(self, step: Step, batch_size: int | Callable[[Cosmos3ActionRequest], int]) -> None:
@@ -27,19 +26,19 @@ class WindowBatcher:
         self._step = step
         self.batch_size = batch_size
         self._waiting: deque[tuple[Cosmos3ActionRequest, Future]] = deque()
-        self._engine_is_free = threading.Lock()
+        self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     def run(self, requests: Sequence[Cosmos3ActionRequest]) -> list[Cosmos3ActionResult]:
         """Results in the order of `requests`. Raises the error of the first that could not be answered."""
         futures = [Future() for _ in requests]
         self._waiting.extend(zip(requests, futures, strict=True))
         while not all(future.done() for future in futures):
-            with self._engine_is_free:
-                if not all(future.done() for future in futures):
-                    self._step_once()
+            self._engine_thread.submit(self._step_once).result()
         return [future.result() for future in futures]
 
     def _step_once(self) -> None:
+        if not self._waiting:
+            return  # another caller's step has answered everything by now
         if callable(self.batch_size):
             self.batch_size = self.batch_size(self._waiting[0][0])
         batch = [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# Threads that wait for others of the same matrix product sleep instead of spinning: on the CPU the stages share cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray's own processes write to the user's terminal otherwise; their log files are kept.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 

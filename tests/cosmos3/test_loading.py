@@ -13,7 +13,8 @@ import torch
 from checkpoint_edits import WEIGHTS, edit_tensors
 from request_factory import assert_same_answer, make_request, relative_error
 
-from pipeline.cosmos3.engine import Engine, check_checkpoint
+from pipeline.cosmos3.checkpoint import check_checkpoint
+from pipeline.cosmos3.engine import Engine
 from pipeline.cosmos3.loading import weight_files
 from pipeline.demo.checkpoint import write_tiny_checkpoint
 from pipeline.errors import CheckpointError

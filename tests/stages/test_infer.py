@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -157,11 +158,13 @@ def test_labels_do_not_depend_on_how_many_segments_share_a_batch(
     infer = make_infer(recipe, tiny_checkpoint, 5)
     sizes = spy_on_steps(infer, monkeypatch)
     with ThreadPoolExecutor(len(rows)) as pool:
-        with infer._batcher._engine_is_free:  # until all windows of all segments wait
-            futures = [pool.submit(infer, row) for row in rows]
-            deadline = time.monotonic() + 20
-            while len(infer._batcher._waiting) < 7 and time.monotonic() < deadline:
-                time.sleep(0.01)
+        all_windows_wait = threading.Event()
+        infer._batcher._engine_thread.submit(all_windows_wait.wait, 30)
+        futures = [pool.submit(infer, row) for row in rows]
+        deadline = time.monotonic() + 20
+        while len(infer._batcher._waiting) < 7 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        all_windows_wait.set()
         found = [future.result(60) for future in futures]
     assert sizes == [5, 2]
     assert_same_labels(found, one_by_one)
