@@ -21,12 +21,26 @@ class WindowBatcher:
     every thread that computes would keep a pool of worker threads, and idle pools take cores from the busy one.
     """
 
-    def __init__(self, step: Step, batch_size: int | Callable[[Cosmos3ActionRequest], int]) -> None:
-        """`batch_size` may be a function of the first request, for a size that fits what is to be done."""
+    def __init__(
+        self,
+        step: Step,
+        batch_size: int | Callable[[Cosmos3ActionRequest], int],
+        *,
+        num_threads: int | None = None,
+    ) -> None:
+        """`batch_size` may be a function of the first request, for a size that fits what is to be done.
+
+        `num_threads` is what one matrix product may use of the CPU; OpenMP keeps that number per calling thread.
+        """
         self._step = step
         self.batch_size = batch_size
         self._waiting: deque[tuple[Cosmos3ActionRequest, Future]] = deque()
-        self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._engine_thread = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="engine",
+            initializer=torch.set_num_threads if num_threads else None,
+            initargs=(num_threads,) if num_threads else (),
+        )
 
     def run(self, requests: Sequence[Cosmos3ActionRequest]) -> list[Cosmos3ActionResult]:
         """Results in the order of `requests`. Raises the error of the first that could not be answered."""

@@ -48,8 +48,6 @@ class Infer(Stage):
         # The driver only hands this class to its actors, so diffusers is imported where an engine is built.
         from pipeline.cosmos3.engine import Engine
 
-        if settings.num_threads:
-            torch.set_num_threads(settings.num_threads)
         folder = resolve_checkpoint(settings.checkpoint)
         self._recipe = recipe
         self._engine = Engine.from_pretrained(
@@ -61,7 +59,9 @@ class Infer(Stage):
             text_cache_bytes=settings.text_cache_bytes,
         )
         self._processor = make_processor(recipe, PromptTokenizer.from_pretrained(folder))
-        self._batcher = WindowBatcher(self._engine.step, settings.batch_size or self._fitting_batch_size)
+        self._batcher = WindowBatcher(
+            self._engine.step, settings.batch_size or self._fitting_batch_size, num_threads=settings.num_threads
+        )
         nothing = np.zeros((0, recipe.action_chunk, recipe.raw_action_dim), dtype=np.float32)
         self.empty = {"action": nothing, "action_normalized": nothing}
 

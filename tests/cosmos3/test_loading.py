@@ -37,12 +37,13 @@ def load(folder, **settings):
     return Engine.from_pretrained(folder, device="cpu", **settings)
 
 
-def refuse(folder, message: str) -> None:
-    """Loading fails with `message`, and so does the check that reads headers only."""
+def refuse(folder, message: str, *, part: str = "transformer") -> None:
+    """Loading fails with `message`, and so does the check of headers, which leaves the VAE's tensors to the engine."""
     with pytest.raises(CheckpointError, match=message):
         load(folder)
-    with pytest.raises(CheckpointError, match=message):
-        check_checkpoint(folder)
+    if part != "vae":
+        with pytest.raises(CheckpointError, match=message):
+            check_checkpoint(folder)
 
 
 def test_shards_hold_what_one_file_holds(engine, sharded_checkpoint):
@@ -63,7 +64,7 @@ def test_shards_hold_what_one_file_holds(engine, sharded_checkpoint):
 )
 def test_a_missing_tensor_is_named(checkpoint_copy, part, name):
     edit_tensors(checkpoint_copy / part, lambda tensors: tensors.pop(name))
-    refuse(checkpoint_copy, f"{part} are not those of its config: missing {name}")
+    refuse(checkpoint_copy, f"{part} are not those of its config: missing {name}", part=part)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_missing_tensor_is_named(checkpoint_copy, part, name):
 )
 def test_an_extra_tensor_is_named(checkpoint_copy, part, name):
     edit_tensors(checkpoint_copy / part, lambda tensors: tensors.update({name: torch.ones(3)}))
-    refuse(checkpoint_copy, f"not expected {name}")
+    refuse(checkpoint_copy, f"not expected {name}", part=part)
 
 
 def test_many_wrong_tensors_are_counted(checkpoint_copy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,12 +183,25 @@ def test_render_names_the_file_that_failed(one_failed):
     assert "WARNING" in rendered
 
 
-def test_render_shows_the_first_failures_and_counts_the_rest(run):
+def test_render_tells_each_error_once_with_its_episodes(run):
     many = Plan(tuple(run.plan.segments) * 5, 0)
     summary = Summary.of(run.dataset, run.recipe, many, Tally(many.segments), LabelChecks(run.recipe), recorded=set())
+    [line] = [line for line in summary.render().splitlines() if line.startswith("FAILED")]
+    assert f"{summary.episodes} episodes (" in line
+    assert line.count("ProcessDied") == 1
+
+
+def test_render_shows_the_first_errors_and_counts_the_rest(run):
+    segments = [replace(run.plan.segments[0], key=str(number), episode_index=number) for number in range(15)]
+    tally = Tally(segments)
+    tally.failures = {str(number): ("VideoError", f"file {number}") for number in range(15)}
+    summary = Summary.of(
+        run.dataset, run.recipe, Plan(tuple(segments), 0), tally, LabelChecks(run.recipe), recorded=set()
+    )
     lines = [line for line in summary.render().splitlines() if line.startswith("FAILED")]
     assert len(lines) == 11
-    assert "5 more: see summary.json" in lines[-1]
+    assert "episode 0: VideoError: file 0" in lines[0]
+    assert "5 more errors: see summary.json" in lines[-1]
 
 
 @pytest.mark.parametrize("name", ["all_done", "one_failed", "nothing"])
