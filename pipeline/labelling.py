@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import LabelConfig
@@ -39,10 +39,10 @@ class Prepared:
 def prepare(config: LabelConfig) -> Prepared:
     """Opens the dataset, resolves and checks every setting, plans. Raises a typed error for whatever does not fit."""
     dataset = open_dataset(Path(config.dataset.root).expanduser(), config.dataset.format)
-    # The recipe is made once without the checkpoint, so that a wrong setting is told before anything is downloaded.
-    make_recipe(config, dataset, checkpoint_fingerprint="")
+    # Made without the checkpoint at first, so that a wrong setting is told before anything is downloaded.
+    recipe = make_recipe(config, dataset, checkpoint_fingerprint="")
     checkpoint = resolve_checkpoint(config.engine.checkpoint, with_weights=not config.dry_run)
-    recipe = make_recipe(config, dataset, checkpoint_fingerprint(checkpoint))
+    recipe = replace(recipe, checkpoint_fingerprint=checkpoint_fingerprint(checkpoint))
     plan = make_plan(
         dataset, recipe, episodes=config.dataset.episodes, max_segment_bytes=config.max_segment_mib * 1024**2
     )
