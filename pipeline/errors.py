@@ -38,6 +38,10 @@ class ActionStatsError(PipelineError):
     """Action statistics lack a field, or have another width than the embodiment's actions."""
 
 
+class ActionFileError(PipelineError):
+    """An action file is missing, has neither known format, or holds what is no action."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint folder, its config or one of its tensors is not what the engine can load."""
 

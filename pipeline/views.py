@@ -7,7 +7,7 @@ data/generator/action/utils/transforms.py, data/generator/action/datasets/droid_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -41,6 +41,15 @@ class Canvas:
     def latent_shape(self, num_frames: int) -> tuple[int, int, int]:
         """(frames, height, width) of the VAE's latent. Padding takes no part in it: it is cropped after encoding."""
         return pixel_to_latent_shape(num_frames, self.content_height_px, self.content_width_px)
+
+    def cropped(self) -> Canvas:
+        """The same canvas with the content cut to whole latent pixels: all of the picture that the VAE draws.
+
+        A decoded frame has this size (cosmos-framework crops its output to content // 16 * 16 likewise). Fitted to
+        this canvas it keeps every pixel and gives the latent grid that it was decoded from.
+        """
+        _, rows, columns = self.latent_shape(1)
+        return replace(self, content_height_px=rows * LATENT_STRIDE_PX, content_width_px=columns * LATENT_STRIDE_PX)
 
 
 def pixel_to_latent_shape(num_frames: int, height_px: int, width_px: int) -> tuple[int, int, int]:

@@ -71,6 +71,22 @@ def test_a_picture_smaller_than_a_latent_pixel_keeps_one():
     assert choose_canvas(8, 9, 256).latent_shape(1) == (1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("content", "cropped"),
+    [((540, 640), (528, 640)), ((256, 303), (256, 288)), ((272, 320), (272, 320)), ((8, 40), (16, 32))],
+)
+def test_a_decoded_frame_goes_back_onto_its_canvas_untouched(content, cropped):
+    canvas = Canvas(544, 736, *content)
+    again = canvas.cropped()
+    assert again == Canvas(544, 736, *cropped)
+    assert again.cropped() == again
+    t, h, w = canvas.latent_shape(17)
+    assert again.latent_shape(17) == (t, h, w)
+    decoded = noise(1, 16 * h, 16 * w, 3)
+    assert fit(decoded, again) is decoded
+    assert pad(decoded, again).shape == (1, 544, 736, 3)
+
+
 def test_unknown_tier_lists_the_tiers():
     with pytest.raises(ConfigError, match=r"Unknown image_size 481\. Did you mean '480'\? Tiers: 256, 480, 704, 720"):
         choose_canvas(540, 640, 481)

@@ -100,7 +100,7 @@ class Cosmos3PolicyProcessor:
         inputs = self.window_inputs(fit(frames, canvas), canvas, _first_text(observation), mode=observation.get("mode"))
         inputs.update(self._overridden_domain(observation))
         action = next((observation[key] for key in ("cond_action", "action") if observation.get(key) is not None), None)
-        inputs["cond_action"] = None if action is None else self._cond_action(action, inputs["raw_action_dim"])
+        inputs["cond_action"] = None if action is None else self.cond_action(action, inputs["raw_action_dim"])
         inputs["pixel_values"] = inputs["pixel_values"].float()[None] / 127.5 - 1.0
         return inputs
 
@@ -148,6 +148,28 @@ class Cosmos3PolicyProcessor:
             **sampling,
         )
 
+    def cond_action(self, action: Any, raw_action_dim: int | None = None) -> torch.Tensor:
+        """Actions [T, raw_action_dim] in the units of the statistics, as a request carries them: fp32 [chunk, 64].
+
+        Normalised, cut or its last row repeated to the chunk, zeros to the right. `raw_action_dim` is the constructor's
+        by default. Raises PipelineError unless these are T >= 1 rows of that many finite numbers.
+        """
+        width = self.raw_action_dim if raw_action_dim is None else raw_action_dim
+        try:
+            values = np.asarray(action.detach().cpu().double() if torch.is_tensor(action) else action, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise PipelineError(f"cond_action must be [T, {width}] numbers ({error}).") from error
+        if values.ndim != 2 or not len(values) or values.shape[1] != width:
+            raise PipelineError(f"cond_action must be [T >= 1, {width}], found {list(values.shape)}.")
+        if not np.isfinite(values).all():
+            raise PipelineError("cond_action has NaN or infinity. Remove those rows or repair them.")
+        values = values[: self.action_chunk_size]
+        missing = self.action_chunk_size - len(values)
+        values = np.concatenate((values, np.repeat(values[-1:], missing, axis=0)))
+        padded = torch.zeros(self.action_chunk_size, MAX_ACTION_DIM)
+        padded[:, :width] = torch.from_numpy(self._normalizer_for(width).normalize(values))
+        return padded
+
     def postprocess(
         self, result: Cosmos3ActionResult | Mapping[str, Any] | torch.Tensor, *, raw_action_dim: int | None = None
     ) -> dict[str, np.ndarray]:
@@ -193,22 +215,6 @@ class Cosmos3PolicyProcessor:
             raise ConfigError(f"domain_id={domain_id} alone does not say how wide its actions are: add raw_action_dim.")
         domain_id, width = _resolve_domain(embodiment, domain_id, width)
         return {"domain_id": domain_id, "raw_action_dim": width}
-
-    def _cond_action(self, action: Any, raw_action_dim: int) -> torch.Tensor:
-        try:
-            values = np.asarray(action.detach().cpu().double() if torch.is_tensor(action) else action, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise PipelineError(f"cond_action must be [T, {raw_action_dim}] numbers ({error}).") from error
-        if values.ndim != 2 or not len(values) or values.shape[1] != raw_action_dim:
-            raise PipelineError(f"cond_action must be [T >= 1, {raw_action_dim}], found {list(values.shape)}.")
-        if not np.isfinite(values).all():
-            raise PipelineError("cond_action has NaN or infinity. Remove those rows or repair them.")
-        values = values[: self.action_chunk_size]
-        missing = self.action_chunk_size - len(values)
-        values = np.concatenate((values, np.repeat(values[-1:], missing, axis=0)))
-        padded = torch.zeros(self.action_chunk_size, MAX_ACTION_DIM)
-        padded[:, :raw_action_dim] = torch.from_numpy(self._normalizer_for(raw_action_dim).normalize(values))
-        return padded
 
 
 def _resolve_domain(

@@ -312,6 +312,16 @@ def test_conditioning_actions_are_given_in_the_units_of_the_statistics(build, tm
     assert processor.postprocess(inputs["cond_action"])["action"][:4, 3].tolist() == [0.0, 0.25, 0.375, 0.5]
 
 
+def test_conditioning_actions_alone_are_those_of_an_observation(build):
+    """For frames that are fitted already, actions are turned by themselves; their width is the domain's by default."""
+    processor = build(mode="forward_dynamics")
+    expected = processor.preprocess({"images": CLIP, "cond_action": ACTIONS})["cond_action"]
+    assert torch.equal(processor.cond_action(ACTIONS), expected)
+    assert torch.equal(processor.cond_action(ACTIONS[:, :7], 7)[:, :7], expected[:, :7])
+    with pytest.raises(PipelineError, match=r"cond_action must be \[T >= 1, 10\], found \[20, 7\]"):
+        processor.cond_action(ACTIONS[:, :7])
+
+
 def test_prepared_frames_give_the_same_inputs_as_raw_ones(processor):
     """A labelling run fits frames itself and sends bytes; the engine then sees what `preprocess` would give it."""
     canvas = choose_canvas(48, 64, 256)
