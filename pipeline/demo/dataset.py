@@ -1,8 +1,8 @@
 """The demo's robot videos: a small LeRobot v3.0 dataset, rendered on the spot. Owns choreography and file.
 
 An arm with two fingers reaches, grasps, pushes and places two objects on a table; three pinhole cameras watch. What
-moves is known exactly, so the recorded actions are the truth. May import `actions` and `embodiments`; lerobot only
-while writing, because importing it takes long.
+moves is known exactly, so the recorded actions are the truth. May import `actions`, `embodiments` and `outputs.quiet`;
+lerobot only while writing, because importing it takes long.
 
 World frame: the robot's base, x forward, y left, z up, metres. The hand's frame is DROID's (panda_link8): z is the
 approach axis, the fingers open along y. Shapes: T frames of an episode, 44 one transform.
@@ -10,11 +10,8 @@ approach axis, the fingers open along y. Shapes: T frames of an episode, 44 one 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -37,6 +34,7 @@ from pipeline.demo.tabletop import (
 )
 from pipeline.embodiments import get_embodiment
 from pipeline.errors import DatasetError
+from pipeline.outputs.quiet import quiet_lerobot
 
 Array = NDArray[np.floating]
 
@@ -273,32 +271,12 @@ def true_actions(recording: Recording) -> NDArray[np.float32]:
     return actions.astype(np.float32)
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Silences the progress bars of datasets, FFmpeg's notes on each file, and SVT-AV1's on each encoder."""
-    import av
-    import datasets
-
-    had_progress_bars, svt_log = not datasets.are_progress_bars_disabled(), os.environ.get("SVT_LOG")
-    datasets.disable_progress_bars()
-    os.environ["SVT_LOG"] = svt_log or "1"
-    av.logging.set_libav_level(av.logging.ERROR)
-    try:
-        yield
-    finally:
-        av.logging.set_libav_level(av.logging.INFO)
-        if svt_log is None:
-            del os.environ["SVT_LOG"]
-        if had_progress_bars:
-            datasets.enable_progress_bars()
-
-
 def _write_episodes(root: Path, seed: int) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     recordings = play_episodes(seed)
     longest = max(len(recording.xyz_euler) for recording in recordings)
-    with _quietly():
+    with quiet_lerobot():
         dataset = LeRobotDataset.create(
             "demo/tabletop",
             fps=DEMO_FPS,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,14 +39,25 @@ class RecordStore:
         return {path.stem for path in self.folder.glob(f"??/*{_SUFFIX}") if not path.name.startswith(".")}
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(partial_path)` and puts the result in place at once; on failure nothing is left."""
+def remove_leftovers(output_dir: Path) -> None:
+    """Deletes what an interrupted run was writing when it died: nobody will finish those files."""
+    for folder in ("records", "videos"):
+        for partial in (output_dir / folder).glob("**/.*.partial"):
+            partial.unlink(missing_ok=True)
+    for partial in output_dir.glob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_atomically[T](path: Path, write: Callable[[Path], T]) -> T:
+    """Calls `write(partial_path)`, puts its file in place at once, returns its result; on failure nothing is left."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        write(partial)
+        result = write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    return result
