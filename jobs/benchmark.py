@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.config import parse_config
+from pipeline.command_line import parse_config
 from pipeline.errors import PipelineError
 
 _HEIGHT_PX, _WIDTH_PX, _CHUNK, _FPS = 256, 288, 16, 15.0

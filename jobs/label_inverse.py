@@ -7,40 +7,18 @@ when the settings or the input do not allow a run.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from pipeline.config import LabelConfig, parse_config
-from pipeline.errors import PipelineError
-
-
-def main() -> int:
-    try:
-        config = parse_config(LabelConfig)
-        return run(config)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+from pipeline.config import LabelConfig
+from pipeline.terminal import carry_out, run_job
 
 
-def run(config: LabelConfig) -> int:
-    # Heavy imports wait until the settings are known to be possible.
-    from pipeline.labelling import describe_plan, label, prepare
-    from pipeline.progress import ProgressBar
+def label_dataset(config: LabelConfig, is_demo: bool) -> int:
+    from pipeline.labelling import label, prepare
 
-    is_demo = config.is_demo
-    if is_demo:
-        from pipeline.demo import WARNING, fill_in_demo
-
-        print(f"Demo: rendering a dataset and a tiny checkpoint under outputs/demo. {WARNING}", flush=True)
-        config = fill_in_demo(config, Path("outputs/demo"))
-    prepared = prepare(config)
-    print(describe_plan(prepared), flush=True)
-    if config.dry_run:
+    summary = carry_out(prepare(config), label, doing="labelling")
+    if summary is None:
         return 0
-    with ProgressBar(prepared) as progress:
-        summary = label(prepared, progress)
-    print(summary.render())
-    if summary.labels["rows"]:
+    if summary.results["rows"]:
         print(f"Labels are in {config.output_dir}/labels. {_next_command(config, is_demo)}")
     return 0 if summary.is_complete else 1
 
@@ -55,4 +33,4 @@ def _next_command(config: LabelConfig, is_demo: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(LabelConfig, label_dataset))

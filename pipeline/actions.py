@@ -307,6 +307,19 @@ def recorded_actions(
     )
 
 
+def standing_still(actions: np.ndarray, rot6d_starts: Sequence[int]) -> np.ndarray:
+    """As many actions [N, D] that move nothing: no translation, no rotation, all else held as in the first row.
+
+    Each rotation block follows its three translations. A layout without any, such as absolute joints, holds its first
+    row as a whole.
+    """
+    still = np.repeat(actions[:1], len(actions), axis=0)
+    for start in rot6d_starts:
+        still[:, start - 3 : start] = 0
+        still[:, start : start + 6] = matrix_to_rot6d(np.eye(3))
+    return still
+
+
 def _rot6d_columns(rot6d: np.ndarray) -> np.ndarray:
     rot6d = np.asarray(rot6d, dtype=np.float64)
     return np.stack([rot6d[..., :3], rot6d[..., 3:6]], axis=-1)

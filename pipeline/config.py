@@ -1,23 +1,16 @@
-"""Every setting of a run, as frozen dataclasses: the same schema on the command line and in YAML.
+"""Every setting of every job, as frozen dataclasses: the same schema on the command line and in YAML.
 
-Imports nothing heavy, so that a typo is answered at once. Each field says whether it changes a label: those that do
+Imports nothing heavy, so that a typo is answered at once. Each field says whether it changes a result: those that do
 are part of a record's key, those that do not can be changed between two runs of the same command.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import draccus
-import yaml
-from draccus.utils import DecodingError, ParsingError
 
 from pipeline.actions import NORMALIZATIONS
 from pipeline.embodiments import MAX_ACTION_DIM, PROMPT_FORMATS, VIEW_POINT_SENTENCES, get_embodiment
@@ -28,15 +21,17 @@ TIMEBASES = ("model", "native")
 IMAGE_SIZES = (256, 480, 704, 720)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
+CHAININGS = ("autoregressive", "teacher_forced")
+LPIPS_CHOICES = ("auto", "download", "off")
 
 
 def _label(default: Any) -> Any:
-    """A setting that changes what a label says."""
+    """A setting that changes what a label or a rollout is."""
     return field(default=default, metadata={"changes_labels": True})
 
 
 def _road(default: Any) -> Any:
-    """A setting of how the work is done, or of what is worked on: never of what a label says."""
+    """A setting of how the work is done, or of what is worked on: never of what a result is."""
     return field(default=default, metadata={"changes_labels": False})
 
 
@@ -117,8 +112,8 @@ class RayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig:
-    """Pseudo-actions for robot video: `jobs/label_inverse.py`."""
+class RunConfig:
+    """What every job over a dataset has."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -140,10 +135,8 @@ class LabelConfig:
     prompt_format: str = _label("json")
     # How the video was filmed; empty: what the embodiment and the number of cameras say.
     view_point: str = _label("")
-    # Where labels, records, manifest and summary go.
-    output_dir: str = _road("outputs/label_inverse")
-    # Frames of one segment, the unit of work, in memory. It decides which windows share a record, so it is in its key.
-    max_segment_mib: int = _label(64)
+    # Where records, results, manifest and summary go.
+    output_dir: str = _road("outputs/run")
     # Print what would be done, and stop.
     dry_run: bool = _road(False)
 
@@ -153,7 +146,6 @@ class LabelConfig:
         _one_of("image_size", self.image_size, IMAGE_SIZES)
         _one_of("prompt_format", self.prompt_format, PROMPT_FORMATS)
         _one_of("view_point", self.view_point, ("", *VIEW_POINT_SENTENCES))
-        _at_least("max_segment_mib", self.max_segment_mib, 1)
         if self.raw_action_dim is not None and not 1 <= self.raw_action_dim <= MAX_ACTION_DIM:
             raise ConfigError(f"raw_action_dim must be 1..{MAX_ACTION_DIM}, found {self.raw_action_dim}.")
         _above_zero("fps", self.fps)
@@ -180,52 +172,128 @@ class LabelConfig:
         if self.action_normalization != "none" and self.action_stats_path is None:
             raise ConfigError(
                 f"action_normalization {self.action_normalization!r} needs statistics: add --action_stats_path FILE. "
-                "Labels in the model's own scale, without units, are --action_normalization none."
+                "Actions in the model's own scale, without units, are --action_normalization none."
             )
 
 
-def parse_config[ConfigT](config_class: type[ConfigT], arguments: Sequence[str] | None = None) -> ConfigT:
-    """The config that command line and `--config_path` describe; flags win over the file.
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(RunConfig):
+    """Pseudo-actions for robot video: `jobs/label_inverse.py`."""
 
-    A YAML file is read as if its keys were flags typed before the others. Raises ConfigError for an unknown flag or key
-    (with the closest known one), a value of the wrong type, or one that is impossible.
-    """
-    known = dict(_settings(config_class))
-    arguments = _with_config_files(list(sys.argv[1:] if arguments is None else arguments))
-    for argument in arguments:
-        name = argument.removeprefix("--").split("=", 1)[0]
-        if argument.startswith("--") and name not in {*known, "help"}:
-            raise ConfigError(f"Unknown setting --{name}.{did_you_mean(name, known)} --help lists all.")
-    try:
-        return draccus.parse(config_class, args=_spelt_out(arguments, known))
-    except DecodingError as error:
-        raise ConfigError(f"Bad setting {' '.join(str(error).split())}. --help lists all.") from error
-    except ParsingError as error:
-        # draccus wraps what a config's own checks raise.
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise ConfigError(f"Bad settings: {error}. --help lists all.") from error
+    output_dir: str = _road("outputs/label_inverse")
+    # Frames of one segment, the unit of work, in memory. It decides which windows share a record, so it is in its key.
+    max_segment_mib: int = _label(64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("max_segment_mib", self.max_segment_mib, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(RunConfig):
+    """Rollout videos from a first frame and actions: `jobs/rollout_forward.py`."""
+
+    output_dir: str = _road("outputs/rollout_forward")
+    # recorded: the dataset's own; labels:DIR: the pseudo-labels of a run; anything else: an action file (JSON).
+    actions: str = _label("recorded")
+    # autoregressive: a chunk starts from the last frame drawn; teacher_forced: from a recorded frame.
+    chaining: str = _label("autoregressive")
+    # Futures drawn per episode, each with its own noise.
+    num_samples: int = _road(1)
+    # Also write the rollouts as a LeRobot dataset.
+    lerobot_dataset: bool = _road(True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("chaining", self.chaining, CHAININGS)
+        _at_least("num_samples", self.num_samples, 1)
+        if not self.actions.removeprefix("labels:").strip():
+            raise ConfigError(
+                f"actions must be recorded, labels:OUTPUT_DIR or the path of an action file; found {self.actions!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(RunConfig):
+    """What the model would do, and what would follow: `jobs/rollout_policy.py`."""
+
+    output_dir: str = _road("outputs/rollout_policy")
+    # An instruction that replaces the recorded ones.
+    task: str = _road("")
+    # A text file of instructions, one a line: each is imagined from every first frame.
+    tasks_path: str | None = _road(None)
+    # Action chunks in a row, each from the last frame drawn.
+    num_chunks: int = _label(1)
+    # Futures drawn per episode and instruction, each with its own noise.
+    num_samples: int = _road(1)
+    # Also write the rollouts as a LeRobot dataset.
+    lerobot_dataset: bool = _road(True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("num_chunks", self.num_chunks, 1)
+        _at_least("num_samples", self.num_samples, 1)
+        if self.task and self.tasks_path is not None:
+            raise ConfigError("Give either --task or --tasks_path: an instruction, or a file of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(RunConfig):
+    """How far a checkpoint's rollouts can be trusted: `jobs/evaluate_world_model.py`."""
+
+    output_dir: str = _road("outputs/evaluate_world_model")
+    # The share of episodes that was held out of training, drawn with the seed as cosmos-framework draws its validation
+    # split (0.03 and 42 there). dataset.episodes names them one by one instead.
+    held_out_fraction: float = _road(1.0)
+    held_out_seed: int = _road(42)
+    # teacher_forced: every window starts from a recorded frame; autoregressive: as long as a segment is.
+    chaining: str = _label("teacher_forced")
+    # Futures drawn per episode: their spread is the sampling noise.
+    num_samples: int = _label(2)
+    # auto: if its weights are on this machine; download: fetch them; off.
+    lpips: str = _label("auto")
+    # Episodes shown as videos in the report; 0: none.
+    gallery_episodes: int = _label(24)
+    # Frames of one segment, the unit of work, in memory. It decides which windows share a record, so it is in its key.
+    max_segment_mib: int = _label(64)
+    # metrics.json of another checkpoint on the same episodes, to compare with.
+    baseline: str | None = _road(None)
+    # Scores that must be reached, such as "[psnr=20, obedience=1]"; the exit code says whether they were.
+    fail_below: tuple[str, ...] = _road(())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("chaining", self.chaining, CHAININGS)
+        _one_of("lpips", self.lpips, LPIPS_CHOICES)
+        _at_least("num_samples", self.num_samples, 1)
+        _at_least("gallery_episodes", self.gallery_episodes, 0)
+        _at_least("max_segment_mib", self.max_segment_mib, 1)
+        if not 0 <= self.held_out_fraction <= 1:
+            raise ConfigError(f"held_out_fraction must be within 0..1, found {self.held_out_fraction}.")
+        if not 0 <= self.held_out_seed < 2**63:
+            raise ConfigError(f"held_out_seed must be 0 or more, found {self.held_out_seed}.")
 
 
 def label_settings(config: Any) -> dict[str, Any]:
     """The settings that change a label, as `{"engine.seed": 0, ...}`."""
     return {
         name: _value(config, name)
-        for name, setting in _settings(type(config))
+        for name, setting in settings_of(type(config))
         if setting.metadata.get("changes_labels")
     }
 
 
 def all_settings(config: Any) -> dict[str, Any]:
     """Every setting as `{"engine.seed": 0, ...}`, JSON-able."""
-    return {name: _value(config, name) for name, _ in _settings(type(config))}
+    return {name: _value(config, name) for name, _ in settings_of(type(config))}
 
 
-def _settings(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+def settings_of(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every setting's full name, such as `engine.seed`, and its field."""
     for setting in dataclasses.fields(config_class):
         nested = setting.default_factory
         if dataclasses.is_dataclass(nested):
-            yield from _settings(nested, f"{prefix}{setting.name}.")
+            yield from settings_of(nested, f"{prefix}{setting.name}.")
         else:
             yield prefix + setting.name, setting
 
@@ -234,64 +302,6 @@ def _value(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)
     return list(config) if isinstance(config, tuple) else config
-
-
-def _with_config_files(arguments: list[str]) -> list[str]:
-    """`--config_path FILE` replaced by the flags that the file stands for, in front of all others."""
-    from_files, others = [], []
-    waiting = iter(arguments)
-    for argument in waiting:
-        if argument.split("=", 1)[0] != "--config_path":
-            others.append(argument)
-            continue
-        path = argument.split("=", 1)[1] if "=" in argument else next(waiting, "")
-        from_files += [part for name, value in _read_yaml(Path(path)) for part in (f"--{name}", value)]
-    return from_files + others
-
-
-def _read_yaml(path: Path) -> list[tuple[str, str]]:
-    """A YAML file's leaves as flag names and values. An empty file has none."""
-    if not path.is_file():
-        raise ConfigError(f"--config_path: expected a YAML file, found no file at {str(path)!r}.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config_path: {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict | None):
-        raise ConfigError(f"--config_path: {path} must hold settings (name: value), found a {type(content).__name__}.")
-    return list(_leaves(content or {}))
-
-
-def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _spelt_out(arguments: list[str], known: dict[str, dataclasses.Field]) -> list[str]:
-    """Shorthands written out: `--dry_run` alone means `--dry_run true`, and `--dataset.cameras video` a list of one."""
-    separate = [part for argument in arguments for part in _split_flag(argument)]
-    explicit: list[str] = []
-    for position, argument in enumerate(separate):
-        previous = separate[position - 1] if position else ""
-        following = separate[position + 1 : position + 2]
-        if _type_of(previous, known).startswith("tuple") and not argument.startswith("["):
-            argument = f"[{argument}]"
-        explicit.append(argument)
-        if _type_of(argument, known) == "bool" and (not following or following[0].startswith("--")):
-            explicit.append("true")
-    return explicit
-
-
-def _split_flag(argument: str) -> list[str]:
-    return argument.split("=", 1) if argument.startswith("--") else [argument]
-
-
-def _type_of(argument: str, known: dict[str, dataclasses.Field]) -> str:
-    setting = known.get(argument.removeprefix("--")) if argument.startswith("--") else None
-    return str(setting.type) if setting is not None else ""
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

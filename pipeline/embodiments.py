@@ -53,6 +53,8 @@ class Embodiment:
     # How recorded states become actions. Filled for DROID only; other loaders also move the tool centre point.
     frame_rotation: tuple[tuple[float, ...], ...] | None = None  # right-multiplied to the recorded rotation
     inverts_gripper: bool = False  # action = 1 - recorded
+    pose_state_keys: tuple[str, ...] = ()  # feature keys of the observed pose [6]: xyz in m, extrinsic xyz Euler in rad
+    gripper_command_keys: tuple[str, ...] = ()  # feature keys of the commanded gripper [1]
 
     def names_for(self, raw_action_dim: int) -> tuple[str, ...]:
         """`raw_action_dim` column names: the layout's own where the width is the layout's, else `action_0`, ..."""
@@ -176,6 +178,8 @@ _TABLE = (
         view_description=_DROID_DESCRIPTION,
         frame_rotation=_DROID_FRAME_ROTATION,
         inverts_gripper=True,
+        pose_state_keys=("observation.state.cartesian_position",),
+        gripper_command_keys=("action.gripper_position",),
     ),
     Embodiment(
         domain_name="robomind-franka",

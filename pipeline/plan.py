@@ -76,17 +76,23 @@ def make_plan(
     dataset: RobotVideoDataset, recipe: Recipe, *, episodes: Sequence[int] = (), max_segment_bytes: int
 ) -> Plan:
     """Plans the given episodes, or all. Raises DatasetError for an episode that the dataset does not have."""
-    indexes = tuple(dict.fromkeys(episodes)) or dataset.episode_indexes()
-    if not len(indexes):
-        raise DatasetError(f"{dataset.root}: there is no episode to label.")
+    indexes = choose_episodes(dataset, episodes)
     recipe_digest = digest(recipe.to_json())
     windows_per_segment = max_windows(recipe, max_segment_bytes)
     segments, num_empty_tasks = [], 0
     for index in indexes:
-        episode = dataset.episode(int(index))
+        episode = dataset.episode(index)
         num_empty_tasks += not episode.task.strip()
         segments.extend(_plan_episode(dataset, recipe, recipe_digest, episode, windows_per_segment))
     return Plan(tuple(segments), num_empty_tasks)
+
+
+def choose_episodes(dataset: RobotVideoDataset, episodes: Sequence[int] = ()) -> tuple[int, ...]:
+    """The episodes that were asked for, each once, or all. Raises DatasetError where there is none at all."""
+    indexes = tuple(dict.fromkeys(episodes)) or dataset.episode_indexes()
+    if not len(indexes):
+        raise DatasetError(f"{dataset.root}: there is no episode to work on.")
+    return tuple(int(index) for index in indexes)
 
 
 def window_starts(num_positions: int, action_chunk: int) -> list[int]:
@@ -109,7 +115,10 @@ def count_windows(segments: Iterable[Segment]) -> int:
 
 
 def window_seed(seed: int, episode_index: int, start: int) -> int:
-    """A window's own seed, so that its noise does not depend on batch, order, actors or interruptions."""
+    """A window's own seed, so that its noise does not depend on batch, order, actors or interruptions.
+
+    Of a rollout, `start` is the number of the sample; its chunks count up from this seed.
+    """
     return int(digest([seed, episode_index, start])[:8], 16) & 0x7FFFFFFF
 
 

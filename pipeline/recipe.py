@@ -1,4 +1,4 @@
-"""Everything a label depends on besides its frames: the settings, resolved against dataset, embodiment and checkpoint.
+"""Everything a result depends on besides its frames: the settings, resolved against dataset, embodiment and checkpoint.
 
 Made once on the driver, before any model is loaded; stages and records only ever see this.
 """
@@ -6,13 +6,14 @@ Made once on the driver, before any model is loaded; stages and records only eve
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipeline.actions import Normalizer, load_normalizer
-from pipeline.config import LabelConfig
+from pipeline.config import RunConfig
 from pipeline.datasets import RobotVideoDataset, Timebase, resolve_timebase
 from pipeline.embodiments import Embodiment, get_embodiment, resolve_cameras, resolve_view_point
 from pipeline.errors import ConfigError
@@ -21,7 +22,7 @@ from pipeline.fingerprint import digest
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one run turns windows of frames into actions. Two equal recipes give equal labels."""
+    """How one run turns frames into actions, or actions into frames. Two equal recipes give equal results."""
 
     mode: str
     embodiment: Embodiment
@@ -46,6 +47,11 @@ class Recipe:
     def action_names(self) -> tuple[str, ...]:
         return self.embodiment.names_for(self.raw_action_dim)
 
+    @property
+    def rot6d_starts(self) -> tuple[int, ...]:
+        """First columns of the action's rotations. Of a width of the user's own no layout is known, so it has none."""
+        return self.embodiment.rot6d_starts if self.raw_action_dim == self.embodiment.raw_action_dim else ()
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able and complete: its digest stands for the recipe."""
         return {
@@ -69,7 +75,26 @@ class Recipe:
         return digest(self.to_json())[:12]
 
 
-def make_recipe(config: LabelConfig, dataset: RobotVideoDataset, checkpoint_fingerprint: str) -> Recipe:
+@dataclass(frozen=True, kw_only=True)
+class RolloutRecipe(Recipe):
+    """A recipe whose results are frames."""
+
+    chaining: str  # "autoregressive" or "teacher_forced"
+    actions: Mapping[str, Any]  # identity of the actions that are followed; empty where the model chooses them
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe(RolloutRecipe):
+    """A rollout recipe whose results are compared with what was recorded."""
+
+    num_samples: int
+    lpips: str  # as the run found it: "alexnet", or "" where it is not measured
+    metrics_version: int
+
+
+def make_recipe(
+    config: RunConfig, dataset: RobotVideoDataset, checkpoint_fingerprint: str = "", *, mode: str = "inverse_dynamics"
+) -> Recipe:
     """Resolves what the config leaves open. Raises a typed error, with the fix, for whatever does not fit."""
     embodiment = get_embodiment(config.embodiment)
     raw_action_dim = config.raw_action_dim or embodiment.raw_action_dim
@@ -80,7 +105,7 @@ def make_recipe(config: LabelConfig, dataset: RobotVideoDataset, checkpoint_fing
     cameras = resolve_cameras(embodiment, dataset.cameras, config.dataset.cameras)
     view_point = resolve_view_point(embodiment, len(cameras), config.view_point)
     return Recipe(
-        mode="inverse_dynamics",
+        mode=mode,
         embodiment=embodiment,
         raw_action_dim=raw_action_dim,
         action_chunk=config.action_chunk_size or embodiment.chunk_size,
@@ -101,7 +126,7 @@ def make_recipe(config: LabelConfig, dataset: RobotVideoDataset, checkpoint_fing
     )
 
 
-def _resolve_dtype(config: LabelConfig) -> str:
+def _resolve_dtype(config: RunConfig) -> str:
     """`auto` is bfloat16 wherever the run may land on a GPU: here, or on a cluster that it joins."""
     if config.engine.dtype != "auto":
         return config.engine.dtype

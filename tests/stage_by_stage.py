@@ -1,4 +1,4 @@
-"""A labelling run without Ray: the same stages, one segment after another, in this process."""
+"""A run without Ray: the same road, one segment after another, in this process."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.labelling import Prepared
 from pipeline.outputs.labels import merge_labels
-from pipeline.outputs.records import RecordStore
+from pipeline.run import Prepared
 
 
-def run_without_ray(prepared: Prepared) -> tuple[list[dict[str, Any]], pa.Table]:
-    """Every missing segment through the stages, one after another; the status rows and the merged labels."""
-    from pipeline.stages.infer import EngineSettings, Infer
-    from pipeline.stages.load import Load
-    from pipeline.stages.record import Record
+def drive_without_ray(prepared: Prepared) -> list[dict[str, Any]]:
+    """Every missing segment through the stages, one after another; their status rows."""
+    from pipeline.stages.engine_stage import EngineSettings
 
-    config, recipe = prepared.config, prepared.recipe
     settings = EngineSettings(
         checkpoint=str(prepared.checkpoint), device="cpu", batch_size=8, text_cache_bytes=2**28, num_threads=2
     )
+    road = prepared.road()
+    (load, load_arguments), (infer, infer_arguments), (record, record_arguments) = road.load, road.infer, road.record
     stages = (
-        Load(str(prepared.dataset.root), config.dataset.format, recipe),
-        Infer(recipe, settings),
-        Record(config.output_dir, recipe),
+        load(*load_arguments),
+        infer(prepared.recipe, settings, *infer_arguments),
+        record(*record_arguments),
     )
     statuses = []
     for segment in prepared.missing:
@@ -34,8 +32,12 @@ def run_without_ray(prepared: Prepared) -> tuple[list[dict[str, Any]], pa.Table]
         for stage in stages:
             row = stage(row)
         statuses.append(row)
-    store = RecordStore(Path(config.output_dir))
-    recorded = store.keys()
-    keys = [segment.key for segment in prepared.plan.segments if segment.key in recorded]
-    merge_labels(store, keys, recipe, Path(config.output_dir) / "labels", manifest={})
-    return statuses, pq.read_table(Path(config.output_dir) / "labels")
+    return statuses
+
+
+def run_without_ray(prepared: Prepared) -> tuple[list[dict[str, Any]], pa.Table]:
+    """Status rows and merged labels of a label run."""
+    statuses = drive_without_ray(prepared)
+    folder = Path(prepared.config.output_dir) / "labels"
+    merge_labels(prepared.store, prepared.recorded_keys(), prepared.recipe, folder, manifest={})
+    return statuses, pq.read_table(folder)

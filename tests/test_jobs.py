@@ -84,7 +84,7 @@ def test_the_demo_runs_without_arguments_and_says_that_its_labels_mean_nothing(d
     assert re.search(r"100%.* \d+/\d+", demo_run.error), "a progress bar over the windows"
     summary = json.loads((demo_run.output_dir / "summary.json").read_text())
     assert (summary["segments"]["planned"], summary["segments"]["failed"]) == (5, 0)
-    assert summary["labels"]["valid_actions"] == summary["labels"]["rows"] - 5
+    assert summary["results"]["valid_actions"] == summary["results"]["rows"] - 5
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.command_line import parse_config
 from pipeline.config import (
     DatasetConfig,
     EngineConfig,
@@ -18,7 +19,6 @@ from pipeline.config import (
     RayConfig,
     all_settings,
     label_settings,
-    parse_config,
 )
 from pipeline.errors import ConfigError
 
@@ -264,7 +264,7 @@ def test_settings_are_reported_by_their_flag_names():
 def test_a_typo_is_answered_without_importing_anything_heavy():
     """Importing the model's libraries takes many seconds; a mistyped flag must not wait for them."""
     code = (
-        "import sys; from pipeline.config import LabelConfig, parse_config; "
+        "import sys; from pipeline.command_line import parse_config; from pipeline.config import LabelConfig; "
         f"parse_config(LabelConfig, {[*REAL_RUN, '--action_stats_path', 's.json']!r}); "
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )

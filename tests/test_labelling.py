@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from stage_by_stage import run_without_ray
 
-from pipeline.config import LabelConfig, parse_config
+from pipeline.command_line import parse_config
+from pipeline.config import LabelConfig
 from pipeline.labelling import label, prepare
 from pipeline.outputs.records import RecordStore
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import DatasetConfig, EngineConfig, LabelConfig, RayConfig, parse_config
+from pipeline.command_line import parse_config
+from pipeline.config import DatasetConfig, EngineConfig, LabelConfig, RayConfig
 from pipeline.datasets import open_dataset
 from pipeline.errors import ActionStatsError, ConfigError, DatasetError, TimebaseError
 from pipeline.recipe import Recipe, make_recipe

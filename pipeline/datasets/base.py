@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.datasets.video import read_video_frames
 from pipeline.errors import DatasetError, EpisodeError, VideoError, did_you_mean
-from pipeline.fingerprint import digest_file
+from pipeline.fingerprint import digest, digest_file
 
 # Less than half a frame, so that at most one frame fits; more than the millisecond to which Matroska rounds.
 _TOLERANCE_FRAMES = 0.25
@@ -131,6 +131,11 @@ class RobotVideoDataset(ABC):
             "videos": {camera: self._video_identity(episode_index, camera) for camera in sorted(cameras)},
             "data": self._data_identity(episode_index),
         }
+
+    def fingerprint(self) -> str:
+        """Tells this recording from others by its metadata alone, wherever it lies: frame rate and episode lengths."""
+        lengths = [[int(index), self.episode(int(index)).num_frames] for index in self.episode_indexes()]
+        return digest([self.fps, lengths])
 
     def _video_identity(self, episode_index: int, camera: str) -> dict[str, Any]:
         try:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import LabelConfig
+from pipeline.config import RunConfig
 
-WARNING = "The demo's checkpoint has random weights: its labels are well-formed and mean nothing."
+WARNING = "The demo's checkpoint has random weights: what it gives is well-formed and means nothing."
 _IMAGE_SIZE = 256  # the smallest tier; the demo's pictures are smaller still
 
 
-def fill_in_demo(config: LabelConfig, folder: Path) -> LabelConfig:
+def fill_in_demo[ConfigT: RunConfig](config: ConfigT, folder: Path) -> ConfigT:
     """The same config with the demo's dataset, checkpoint and statistics, which are written to `folder` if missing."""
     from pipeline.demo.checkpoint import write_tiny_checkpoint
     from pipeline.demo.dataset import write_demo_dataset

@@ -66,6 +66,15 @@ class LabelChecks:
             "share_gripper_outside": _ratio(self._num_grippers_outside, self._num_grippers),
         }
 
+    def lines(self) -> list[str]:
+        found = self.to_json()
+        return [
+            f"labels     {self.num_rows} rows, {self.num_valid} valid actions",
+            f"checks     outside [-1, 1]: {_percent(found['share_clamped'])}; rotation columns off orthonormal: "
+            f"{_number(found['rotation_orthonormality_error_mean'])} mean, "
+            f"{_number(found['rotation_orthonormality_error_max'])} max",
+        ]
+
     def warnings(self) -> list[str]:
         """Loud where the labels cannot be in the declared space."""
         found = self.to_json()
@@ -95,3 +104,11 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 def _ratio(part: float, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

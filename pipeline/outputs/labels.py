@@ -6,23 +6,18 @@ episode has none, and neither does padding: there `action` is null and `action_v
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.actions import merge_windows
 from pipeline.outputs.checks import LabelChecks
+from pipeline.outputs.merging import merge_records
 from pipeline.outputs.records import RecordStore
 from pipeline.recipe import Recipe
-
-_ROWS_PER_FILE = 1_000_000
-_ROWS_PER_GROUP = 65_536
 
 
 def label_schema(recipe: Recipe) -> pa.Schema:
@@ -72,52 +67,10 @@ def label_table(row: Mapping[str, Any], recipe: Recipe) -> pa.Table:
 def merge_labels(
     store: RecordStore, keys: Sequence[str], recipe: Recipe, folder: Path, manifest: Mapping[str, Any]
 ) -> LabelChecks:
-    """Writes the labels of `keys`, in their order, to `folder` and returns what they look like.
-
-    The folder is replaced as a whole, so that labels of another run never stand beside these. Without a single record
-    there is nothing to put in its place, and it stays as it is.
-    """
+    """Writes the labels of `keys`, in their order, to `folder` and returns what they look like."""
     checks = LabelChecks(recipe)
-    if not keys:
-        return checks
-    schema = label_schema(recipe).with_metadata({"manifest": json.dumps(manifest)})
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for number, tables in enumerate(_in_files(store, keys)):
-        with pq.ParquetWriter(partial / f"labels-{number:05d}.parquet", schema, compression="zstd") as writer:
-            for table in tables:
-                checks.add(table)
-                writer.write_table(table.replace_schema_metadata(schema.metadata))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    merge_records(store, keys, label_schema(recipe), folder, manifest=manifest, look=checks.add)
     return checks
-
-
-def _in_files(store: RecordStore, keys: Sequence[str]) -> Iterator[Iterator[pa.Table]]:
-    """Groups of row groups: each outer item is one file's worth. Records are read one at a time."""
-    groups = _row_groups(store, keys)
-    for first in groups:
-
-        def one_file(first: pa.Table = first) -> Iterator[pa.Table]:
-            num_rows = first.num_rows
-            yield first
-            while num_rows < _ROWS_PER_FILE and (table := next(groups, None)) is not None:
-                num_rows += table.num_rows
-                yield table
-
-        yield one_file()
-
-
-def _row_groups(store: RecordStore, keys: Sequence[str]) -> Iterator[pa.Table]:
-    pending: list[pa.Table] = []
-    for key in keys:
-        pending.append(store.read(key))
-        if sum(table.num_rows for table in pending) >= _ROWS_PER_GROUP:
-            yield pa.concat_tables(pending)
-            pending = []
-    if pending:
-        yield pa.concat_tables(pending)
 
 
 def _field(name: str, type_: pa.DataType, **metadata: str) -> pa.Field:

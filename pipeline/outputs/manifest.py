@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import LabelConfig, all_settings, label_settings
+from pipeline.config import RunConfig, all_settings, label_settings
 from pipeline.datasets import RobotVideoDataset
 from pipeline.outputs.records import write_atomically
 from pipeline.recipe import Recipe
@@ -16,7 +16,7 @@ from pipeline.recipe import Recipe
 _PACKAGES = ("robot-video-labelling", "torch", "diffusers", "transformers", "ray", "av", "numpy")
 
 
-def make_manifest(config: LabelConfig, recipe: Recipe, dataset: RobotVideoDataset, checkpoint: Path) -> dict[str, Any]:
+def make_manifest(config: RunConfig, recipe: Recipe, dataset: RobotVideoDataset, checkpoint: Path) -> dict[str, Any]:
     return {
         "run_id": recipe.run_id,
         "recipe": recipe.to_json(),
@@ -33,6 +33,7 @@ def make_manifest(config: LabelConfig, recipe: Recipe, dataset: RobotVideoDatase
             "format": dataset.format,
             "fps": dataset.fps,
             "episodes": dataset.num_episodes,
+            "fingerprint": dataset.fingerprint(),
             "warnings": list(dataset.warnings),
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},

@@ -1,4 +1,4 @@
-"""The end of a run: every planned segment accounted for, how fast it went, and what the labels look like."""
+"""The end of a run: every planned segment accounted for, how fast it went, and what the results look like."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.datasets import RobotVideoDataset
-from pipeline.outputs.checks import LabelChecks
 from pipeline.outputs.manifest import write_json
 from pipeline.plan import Plan, Segment, count_windows
 from pipeline.recipe import Recipe
@@ -21,6 +20,18 @@ _LOST = (
     "may have run out: lower --max_segment_mib or --engine.batch_size, or look into Ray's logs.",
 )
 _FAILURES_SHOWN = 10
+
+
+class Checks(Protocol):
+    """What was seen of a run's results while they were merged."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def lines(self) -> list[str]:
+        """The same for a terminal, each line beginning with a word in a column of eleven."""
+
+    def warnings(self) -> list[str]:
+        """Loud where the results cannot be what they should."""
 
 
 @dataclass
@@ -60,7 +71,8 @@ class Summary:
     wall_s: float
     seconds_by_stage: dict[str, float]
     timebase: dict[str, float]
-    labels: dict[str, Any]
+    results: dict[str, Any]
+    result_lines: list[str]
     empty_tasks: int
     failures: list[dict[str, Any]]
     warnings: list[str]
@@ -72,7 +84,7 @@ class Summary:
         recipe: Recipe,
         plan: Plan,
         tally: Tally,
-        checks: LabelChecks,
+        checks: Checks,
         *,
         recorded: set[str],
     ) -> Summary:
@@ -88,7 +100,7 @@ class Summary:
                 "recorded_earlier": len(plan.segments) - len(tally.segments),
             },
             episodes=plan.num_episodes,
-            windows={"planned": plan.num_windows, "labelled_now": count_windows(done_now)},
+            windows={"planned": plan.num_windows, "done_now": count_windows(done_now)},
             windows_per_s=tally.windows_done / tally.wall_s if tally.windows_done and tally.wall_s else None,
             wall_s=tally.wall_s,
             seconds_by_stage=dict(tally.seconds),
@@ -97,7 +109,8 @@ class Summary:
                 "model_fps": recipe.timebase.model_fps,
                 "frame_stride": recipe.timebase.stride,
             },
-            labels=checks.to_json(),
+            results=checks.to_json(),
+            result_lines=checks.lines(),
             empty_tasks=plan.num_empty_tasks,
             failures=[_failure(segment, tally) for segment in failed],
             warnings=[*dataset.warnings, *_task_warning(plan), *checks.warnings()],
@@ -110,21 +123,19 @@ class Summary:
 
     def render(self) -> str:
         """The summary for a terminal."""
-        counts, labels, base = self.segments, self.labels, self.timebase
+        counts, base = self.segments, self.timebase
         nothing_left = counts["recorded_earlier"] == counts["planned"]
         rate = "nothing was left to do" if nothing_left else f"{self.windows_per_s or 0:.2f} windows/s"
         spent = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds_by_stage.items())
         lines = [
             f"segments   {counts['planned']} planned = {counts['recorded']} recorded + {counts['failed']} failed"
             f"  ({counts['recorded_earlier']} were there already)",
-            f"windows    {self.windows['labelled_now']} labelled now of {self.windows['planned']}, {rate}",
-            f"labels     {labels['rows']} rows, {labels['valid_actions']} valid actions, {self.episodes} episodes",
+            f"windows    {self.windows['done_now']} done now of {self.windows['planned']} in {self.episodes} "
+            f"episodes, {rate}",
             f"timebase   dataset {base['dataset_fps']:g} fps, model {base['model_fps']:g} fps, "
             f"{_every(int(base['frame_stride']))}",
             f"time       {self.wall_s:.1f} s; summed over actors: {spent}",
-            f"checks     outside [-1, 1]: {_percent(labels['share_clamped'])}; rotation columns off orthonormal: "
-            f"{_number(labels['rotation_orthonormality_error_mean'])} mean, "
-            f"{_number(labels['rotation_orthonormality_error_max'])} max",
+            *self.result_lines,
         ]
         lines += [f"WARNING    {warning}" for warning in self.warnings]
         return "\n".join([*lines, *self._render_failures()])
@@ -142,7 +153,8 @@ class Summary:
 
 
 def write_summary(output_dir: Path, summary: Summary) -> None:
-    write_json(output_dir / "summary.json", asdict(summary))
+    told = {name: value for name, value in asdict(summary).items() if name != "result_lines"}
+    write_json(output_dir / "summary.json", told)
 
 
 def _failure(segment: Segment, tally: Tally) -> dict[str, Any]:
@@ -168,16 +180,8 @@ def _episodes(indexes: Sequence[int]) -> str:
 def _task_warning(plan: Plan) -> list[str]:
     if not plan.num_empty_tasks:
         return []
-    return [f"{plan.num_empty_tasks} episodes have an empty task text; they were labelled with a prompt without one."]
+    return [f"{plan.num_empty_tasks} episodes have an empty task text; the model was asked with a prompt without one."]
 
 
 def _every(stride: int) -> str:
     return "every frame" if stride == 1 else f"one frame in {stride}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

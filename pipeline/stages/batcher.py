@@ -50,6 +50,10 @@ class WindowBatcher:
             self._engine_thread.submit(self._step_once).result()
         return [future.result() for future in futures]
 
+    def call[ResultT](self, work: Callable[[], ResultT]) -> ResultT:
+        """What `work` returns, computed on the engine's thread: the only one that may start worker threads."""
+        return self._engine_thread.submit(work).result()
+
     def _step_once(self) -> None:
         if not self._waiting:
             return  # another caller's step has answered everything by now

@@ -32,10 +32,8 @@ from pipeline.config import RayConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.plan import Segment
 from pipeline.recipe import Recipe
-from pipeline.stages.infer import EngineSettings, Infer
-from pipeline.stages.load import Load
-from pipeline.stages.record import Record
-from pipeline.stages.stage import Row
+from pipeline.stages.engine_stage import EngineSettings
+from pipeline.stages.stage import Road, Row
 
 # A call that dies with its process is tried this often again before its segment counts as lost. Without a bound Ray
 # retries a poisonous row for ever.
@@ -131,14 +129,12 @@ def fit_to_machine(config: RayConfig, device: str, resources: dict[str, float]) 
 def stream(
     segments: Sequence[Segment],
     recipe: Recipe,
+    road: Road,
     *,
-    dataset_root: str,
-    dataset_format: str,
-    output_dir: str,
     settings: EngineSettings,
     config: RayConfig,
 ) -> Iterator[Row]:
-    """Runs the segments through the stages and yields a status row for each that came to an end, in any order.
+    """Sends the segments down the road and yields a status row for each that came to an end, in any order.
 
     A segment whose process died too often yields nothing: whoever counts has to hold the plan against what came.
     Raises StageError when a stage cannot be set up.
@@ -147,19 +143,20 @@ def stream(
     fit = fit_to_machine(config, settings.device, resources)
     settings = _settle_device(settings, fit, resources)
     _configure(config)
+    (load, load_arguments), (infer, infer_arguments), (record, record_arguments) = road.load, road.infer, road.record
     rows = ray.data.from_items([segment.to_row() for segment in segments], override_num_blocks=len(segments))
     retries = {"max_task_retries": MAX_TASK_RETRIES}
     statuses = (
         rows.map(
-            Load,
-            fn_constructor_args=(dataset_root, dataset_format, recipe),
+            load,
+            fn_constructor_args=load_arguments,
             compute=ActorPoolStrategy(size=fit.num_loaders),
             num_cpus=fit.cpus_per_loader,
             **retries,
         )
         .map(
-            Infer,
-            fn_constructor_args=(recipe, settings),
+            infer,
+            fn_constructor_args=(recipe, settings, *infer_arguments),
             compute=ActorPoolStrategy(
                 size=fit.num_engines,
                 max_tasks_in_flight_per_actor=2 * SEGMENTS_PER_ENGINE,
@@ -171,8 +168,8 @@ def stream(
             **retries,
         )
         .map(
-            Record,
-            fn_constructor_args=(output_dir, recipe),
+            record,
+            fn_constructor_args=record_arguments,
             compute=ActorPoolStrategy(size=1),
             num_cpus=_RECORD_CPUS,
             **retries,

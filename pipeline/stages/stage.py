@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PipelineError
@@ -37,6 +38,18 @@ class Stage:
     def process(self, row: Row) -> Row:
         """The payload that this stage adds to `row`. May raise: that fails this segment, and no other."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Road:
+    """The three stages that a segment passes, each with what its constructor takes.
+
+    `infer` is an EngineStage: recipe and engine settings come first, and `arguments` of its own follow.
+    """
+
+    load: tuple[type[Stage], tuple]
+    infer: tuple[type[Stage], tuple]
+    record: tuple[type[Stage], tuple]
 
 
 def describe(error: Exception) -> str:

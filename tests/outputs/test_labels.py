@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import DatasetConfig, LabelConfig
 from pipeline.datasets import open_dataset
-from pipeline.outputs import labels
+from pipeline.outputs import merging
 from pipeline.outputs.labels import label_schema, label_table, merge_labels
 from pipeline.outputs.records import RecordStore
 from pipeline.plan import window_starts
@@ -163,8 +163,8 @@ def test_merged_labels_come_in_the_order_asked(store, recipe, tmp_path):
 def test_many_rows_become_several_files(store, recipe, tmp_path, monkeypatch):
     merge_labels(store, KEYS, recipe, tmp_path / "labels", MANIFEST)
     whole = merged_rows(tmp_path / "labels")
-    monkeypatch.setattr(labels, "_ROWS_PER_FILE", 15)
-    monkeypatch.setattr(labels, "_ROWS_PER_GROUP", 1)
+    monkeypatch.setattr(merging, "_ROWS_PER_FILE", 15)
+    monkeypatch.setattr(merging, "_ROWS_PER_GROUP", 1)
     merge_labels(store, KEYS, recipe, tmp_path / "labels", MANIFEST)
     files = sorted((tmp_path / "labels").iterdir())
     assert [path.name for path in files] == ["labels-00000.parquet", "labels-00001.parquet"]
@@ -173,7 +173,7 @@ def test_many_rows_become_several_files(store, recipe, tmp_path, monkeypatch):
 
 
 def test_rows_of_a_file_are_grouped(store, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(labels, "_ROWS_PER_GROUP", 15)
+    monkeypatch.setattr(merging, "_ROWS_PER_GROUP", 15)
     merge_labels(store, KEYS, recipe, tmp_path / "labels", MANIFEST)
     metadata = pq.read_metadata(tmp_path / "labels" / "labels-00000.parquet")
     assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [19, 11]

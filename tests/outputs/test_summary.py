@@ -100,9 +100,9 @@ def test_everything_recorded_is_complete(all_done):
     assert all_done.segments == {"planned": 3, "recorded": 3, "failed": 0, "recorded_earlier": 0}
     assert all_done.is_complete
     assert all_done.failures == []
-    assert all_done.windows == {"planned": 6, "labelled_now": 6}
+    assert all_done.windows == {"planned": 6, "done_now": 6}
     assert all_done.windows_per_s == 2.0
-    assert (all_done.labels["rows"], all_done.labels["valid_actions"]) == (27, 24)
+    assert (all_done.results["rows"], all_done.results["valid_actions"]) == (27, 24)
     assert all_done.empty_tasks == 3
     assert "3 episodes have an empty task text" in all_done.warnings[0]
 
@@ -119,7 +119,7 @@ def test_planned_is_recorded_plus_failed_and_the_failure_says_why(run, one_faile
         "error_type": "VideoError",
         "error": ERROR,
     }
-    assert one_failed.windows == {"planned": 6, "labelled_now": 4}
+    assert one_failed.windows == {"planned": 6, "done_now": 4}
     assert one_failed.windows_per_s == 2.0
 
 
@@ -156,7 +156,7 @@ def test_a_record_that_was_there_is_not_counted_as_work_of_this_run(run):
     tally.add(status(run.plan.segments[2]))
     summary = run.summary(tally, run.keys)
     assert summary.segments == {"planned": 3, "recorded": 3, "failed": 0, "recorded_earlier": 2}
-    assert summary.windows["labelled_now"] == 3
+    assert summary.windows["done_now"] == 3
 
 
 def test_nothing_left_to_do_is_complete_and_says_so(run):

@@ -22,7 +22,8 @@ from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.datasets import open_dataset
 from pipeline.plan import make_plan, window_seed
 from pipeline.recipe import Recipe, make_recipe
-from pipeline.stages.infer import EngineSettings, Infer, fitting_batch_size
+from pipeline.stages.engine_stage import EngineSettings, fitting_batch_size
+from pipeline.stages.infer import Infer
 from pipeline.stages.load import Load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))

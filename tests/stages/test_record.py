@@ -15,7 +15,7 @@ from pipeline.outputs.records import RecordStore
 from pipeline.outputs.summary import Tally
 from pipeline.plan import make_plan
 from pipeline.recipe import make_recipe
-from pipeline.stages.record import Record
+from pipeline.stages.record import RecordLabels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 from dataset_factory import write_video
@@ -50,7 +50,7 @@ def row(planned) -> dict:
 
 
 def test_the_labels_are_on_disk_and_only_bookkeeping_travels_on(row, recipe, tmp_path):
-    out = Record(str(tmp_path), recipe)(row)
+    out = RecordLabels(str(tmp_path), recipe)(row)
     store = RecordStore(tmp_path)
     assert store.keys() == {row["key"]}
     assert store.read(row["key"]).equals(label_table(row, recipe))
@@ -60,7 +60,7 @@ def test_the_labels_are_on_disk_and_only_bookkeeping_travels_on(row, recipe, tmp
 
 def test_a_status_row_is_what_the_tally_counts(row, recipe, planned, tmp_path):
     tally = Tally([planned[1]])
-    tally.add(Record(str(tmp_path), recipe)(row))
+    tally.add(RecordLabels(str(tmp_path), recipe)(row))
     assert (tally.windows_done, tally.failures) == (2, {})
     assert tally.seconds["load"] == 0.1
     assert tally.seconds["record"] > 0
@@ -69,7 +69,7 @@ def test_a_status_row_is_what_the_tally_counts(row, recipe, planned, tmp_path):
 def test_a_failed_row_leaves_no_record(row, recipe, planned, tmp_path):
     nothing = np.zeros((0, 4, 10), np.float32)
     failed = row | {"error": "gone", "error_type": "VideoError", "action": nothing, "action_normalized": nothing}
-    out = Record(str(tmp_path), recipe)(failed)
+    out = RecordLabels(str(tmp_path), recipe)(failed)
     assert RecordStore(tmp_path).keys() == set()
     assert not PAYLOAD & set(out)
     tally = Tally([planned[1]])
@@ -80,21 +80,21 @@ def test_a_failed_row_leaves_no_record(row, recipe, planned, tmp_path):
 def test_a_disk_that_refuses_fails_the_segment(row, recipe, tmp_path):
     """The output folder is a file: what the operating system says has to reach the summary."""
     (tmp_path / "out").write_text("in the way")
-    out = Record(str(tmp_path / "out"), recipe)(row)
+    out = RecordLabels(str(tmp_path / "out"), recipe)(row)
     assert out["error_type"] in {"NotADirectoryError", "FileExistsError"}
     assert str(tmp_path / "out") in out["error"]
     assert not PAYLOAD & set(out)
 
 
 def test_answers_that_do_not_cover_the_segment_are_no_record(row, recipe, tmp_path):
-    out = Record(str(tmp_path), recipe)(row | {"action": row["action"][:1]})
+    out = RecordLabels(str(tmp_path), recipe)(row | {"action": row["action"][:1]})
     assert out["error_type"]
     assert RecordStore(tmp_path).keys() == set()
 
 
 def test_doing_it_twice_gives_one_record(row, recipe, tmp_path):
     """A call whose process died after the write is tried again."""
-    record = Record(str(tmp_path), recipe)
+    record = RecordLabels(str(tmp_path), recipe)
     record(row)
     record(row)
     assert RecordStore(tmp_path).keys() == {row["key"]}

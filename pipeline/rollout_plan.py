@@ -1,0 +1,206 @@
+"""Episodes → rollouts → keys: what is to be drawn, and what it starts from. Reads metadata only.
+
+A rollout is drawn chunk by chunk, so its segment is a whole video: one episode, one instruction, one sample. Segments
+of an evaluation hold frames to compare with, and are cut by memory like those of a label run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.action_sources import ActionSource
+from pipeline.datasets import Episode, RobotVideoDataset
+from pipeline.errors import ConfigError
+from pipeline.fingerprint import digest
+from pipeline.plan import RECORD_VERSION, Plan, Segment, choose_episodes, max_windows, window_starts
+from pipeline.recipe import EvaluationRecipe, Recipe, RolloutRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSegment(Segment):
+    """One video. `num_positions` counts its frames; `window_starts` are the positions at which its chunks start."""
+
+    sample: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSegment(Segment):
+    """Windows of one held-out episode, and whose actions they are tried with besides their own."""
+
+    other_episode_index: int  # -1 where the selection has no other episode
+    in_gallery: bool
+
+
+def plan_rollouts(
+    dataset: RobotVideoDataset,
+    recipe: RolloutRecipe,
+    source: ActionSource,
+    *,
+    episodes: Sequence[int] = (),
+    num_samples: int,
+) -> Plan:
+    """`num_samples` videos of each episode, as long as its actions last.
+
+    Teacher-forced, a video is no longer than the episode, since every window starts from a recorded frame.
+    """
+    segments = []
+    chosen = [dataset.episode(index) for index in choose_episodes(dataset, episodes)]
+    for episode in chosen:
+        num_recorded = len(recipe.timebase.frame_indexes(episode.num_frames))
+        num_positions = source.num_actions(episode, recipe.timebase) + 1
+        if recipe.chaining == "teacher_forced":
+            num_positions = min(num_positions, num_recorded)
+        starts = chunk_starts(num_positions, recipe)
+        segments += _samples(dataset, recipe, episode, episode.task, num_positions, starts, num_samples)
+    return Plan(tuple(segments), sum(not episode.task.strip() for episode in chosen))
+
+
+def plan_dreams(
+    dataset: RobotVideoDataset,
+    recipe: RolloutRecipe,
+    *,
+    episodes: Sequence[int] = (),
+    tasks: Sequence[str],
+    num_chunks: int,
+    num_samples: int,
+) -> Plan:
+    """Videos of what the model would do from each first frame: for its own task, or for each of `tasks`."""
+    num_positions = num_chunks * recipe.action_chunk + 1
+    starts = chunk_starts(num_positions, recipe)
+    segments, num_empty = [], 0
+    for index in choose_episodes(dataset, episodes):
+        episode = dataset.episode(index)
+        for task in tasks or (episode.task,):
+            num_empty += not task.strip()
+            segments += _samples(dataset, recipe, episode, task, num_positions, starts, num_samples)
+    return Plan(tuple(segments), num_empty)
+
+
+def plan_evaluation(
+    dataset: RobotVideoDataset,
+    recipe: EvaluationRecipe,
+    *,
+    episodes: Sequence[int],
+    gallery_episodes: int,
+    max_segment_bytes: int,
+) -> Plan:
+    """Windows of the held-out `episodes`; the first segments of the first `gallery_episodes` leave videos behind."""
+    chosen = [dataset.episode(index) for index in episodes]
+    windows_per_segment = max_windows(recipe, max_segment_bytes)
+    segments = []
+    for number, episode in enumerate(chosen):
+        other = _first_with_actions(recipe, chosen[number + 1 :] + chosen[:number])
+        segments += _evaluated(dataset, recipe, episode, other, windows_per_segment, number < gallery_episodes)
+    return Plan(tuple(segments), sum(not episode.task.strip() for episode in chosen))
+
+
+def chunk_starts(num_positions: int, recipe: RolloutRecipe) -> list[int]:
+    """Where the chunks of one video start.
+
+    Teacher-forced windows are those of labelling: the last is moved back to end with the episode. A chain cannot move
+    back; its last chunk is cut off where the actions end.
+    """
+    if recipe.chaining == "teacher_forced":
+        return window_starts(num_positions, recipe.action_chunk)
+    return list(range(0, max(1, num_positions - 1), recipe.action_chunk))
+
+
+def held_out_episodes(
+    dataset: RobotVideoDataset, *, episodes: Sequence[int] = (), fraction: float, seed: int
+) -> tuple[int, ...]:
+    """The episodes to evaluate on: those named, or a share, drawn as cosmos-framework draws its validation split.
+
+    That is the first `round(fraction * N)` of `torch.randperm(N)` (action/datasets/droid_lerobot_dataset.py, where the
+    fraction is 0.03 and the seed 42), here in increasing order. Raises ConfigError when none is left.
+    """
+    indexes = choose_episodes(dataset, episodes)
+    if episodes:
+        return indexes
+    order = torch.randperm(len(indexes), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = sorted(indexes[place] for place in order[: round(fraction * len(indexes))])
+    if not chosen:
+        raise ConfigError(
+            f"The held-out selection is empty: {fraction:g} of {len(indexes)} episodes is less than one. Raise "
+            "--held_out_fraction, or name episodes with --dataset.episodes."
+        )
+    return tuple(chosen)
+
+
+def read_tasks(path: Path) -> list[str]:
+    """Instructions, one a line; empty lines are left out. Raises ConfigError for a file without any."""
+    try:
+        lines = [line.strip() for line in path.expanduser().read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--tasks_path: expected a text file of instructions, one a line ({error}).") from error
+    tasks = list(dict.fromkeys(line for line in lines if line))
+    if not tasks:
+        raise ConfigError(f"--tasks_path: {path} holds no instruction; expected one a line.")
+    return tasks
+
+
+def _first_with_actions(recipe: Recipe, episodes: Sequence[Episode]) -> int:
+    """An episode with nothing to lend must not fail the ones that are compared with it."""
+    for episode in episodes:
+        if episode.problem is None and len(recipe.timebase.frame_indexes(episode.num_frames)) > 1:
+            return episode.episode_index
+    return -1
+
+
+def _evaluated(
+    dataset: RobotVideoDataset,
+    recipe: EvaluationRecipe,
+    episode: Episode,
+    other_episode_index: int,
+    windows_per_segment: int,
+    in_gallery: bool,
+) -> Iterable[EvaluationSegment]:
+    compared = [episode.episode_index] + [other_episode_index] * (other_episode_index >= 0)
+    identity = digest([dataset.episode_identity(index, recipe.cameras) for index in compared])
+    recipe_digest = digest(recipe.to_json())
+    num_positions = len(recipe.timebase.frame_indexes(episode.num_frames))
+    starts, stop = chunk_starts(num_positions, recipe), 0
+    for first in range(0, len(starts), windows_per_segment):
+        windows = tuple(starts[first : first + windows_per_segment])
+        start, stop = stop, max(0, min(windows[-1] + recipe.action_chunk, num_positions - 1))
+        is_shown = in_gallery and first == 0
+        yield EvaluationSegment(
+            key=digest([RECORD_VERSION, recipe_digest, identity, windows, is_shown]),
+            episode_index=episode.episode_index,
+            task=episode.task,
+            num_positions=num_positions,
+            window_starts=windows,
+            label_start=start,
+            label_stop=stop,
+            problem=episode.problem,
+            other_episode_index=other_episode_index,
+            in_gallery=is_shown,
+        )
+
+
+def _samples(
+    dataset: RobotVideoDataset,
+    recipe: Recipe,
+    episode: Episode,
+    task: str,
+    num_positions: int,
+    starts: Sequence[int],
+    num_samples: int,
+) -> Iterable[RolloutSegment]:
+    identity = digest(dataset.episode_identity(episode.episode_index, recipe.cameras))
+    recipe_digest = digest(recipe.to_json())
+    for sample in range(num_samples):
+        yield RolloutSegment(
+            key=digest([RECORD_VERSION, recipe_digest, identity, task, num_positions, sample]),
+            episode_index=episode.episode_index,
+            task=task,
+            num_positions=num_positions,
+            window_starts=tuple(starts),
+            label_start=0,
+            label_stop=num_positions - 1,
+            problem=episode.problem,
+            sample=sample,
+        )
