@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import shell_environment  # noqa: F401 - taken before any test imports anything
+import torch  # noqa: F401 - before decord, whose libraries make torch's convolutions crash when they come first
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
