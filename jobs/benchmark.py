@@ -1,4 +1,4 @@
-"""Measures the engine against diffusers' pipeline, and memory: `uv run jobs/benchmark.py --help`.
+"""Measures the engine against diffusers' pipeline: `uv run jobs/benchmark.py --help`.
 
 Both run the same random model of about 50 M parameters on the same inverse-dynamics windows at tier 256: guidance 1,
 no decoding, same steps, fp32 on the CPU, bf16 on a GPU. They take turns within one process, and the figures are ratios
@@ -7,16 +7,12 @@ of medians, because absolute times of a shared machine mean little.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,8 +55,6 @@ class BenchmarkConfig:
     num_inference_steps: int = 10
     # Windows in one of our steps; the other side runs as many one by one.
     batch_sizes: tuple[int, ...] = (1, 8)
-    # Segments of a labelling run whose processes' memory is followed; 0 leaves it out.
-    memory_segments: int = 0
     output_dir: str = "outputs/benchmark"
 
 
@@ -78,9 +72,6 @@ def main() -> int:
             measure_speed(checkpoint, config, size, say=lambda line: print(line, flush=True))
             for size in config.batch_sizes
         ]
-        if config.memory_segments:
-            report["memory"] = measure_memory(Path(scratch), config.memory_segments)
-            print(_memory_line(report["memory"]), flush=True)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     (output / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -111,45 +102,6 @@ def measure_loading(checkpoint: Path) -> dict:
     done = subprocess.run([sys.executable, "-c", _LOADING, str(checkpoint)], check=True, capture_output=True, text=True)
     growth = int(done.stdout.split()[-1])
     return {"checkpoint_bytes": size, "peak_growth_bytes": growth, "ratio": growth / size}
-
-
-def measure_memory(scratch: Path, num_segments: int) -> dict:
-    """Memory of driver and actors while many segments pass: after the first fifth of each process' time, and last."""
-    import psutil
-
-    from pipeline.config import DatasetConfig, EngineConfig, LabelConfig
-    from pipeline.demo.checkpoint import write_tiny_checkpoint
-    from pipeline.labelling import label, prepare
-
-    prepared = prepare(
-        LabelConfig(
-            dataset=DatasetConfig(root=str(_write_videos(scratch / "videos", num_segments)), cameras=("video",)),
-            engine=EngineConfig(checkpoint=str(write_tiny_checkpoint(scratch / "tiny")), num_inference_steps=1),
-            action_normalization="none",
-            image_size=256,
-            output_dir=str(scratch / "labels"),
-        )
-    )
-    resident: dict[str, list[int]] = defaultdict(list)
-
-    def sample(_) -> None:
-        own = psutil.Process()
-        resident["driver"].append(own.memory_full_info().uss)
-        for child in own.children(recursive=True):
-            # Memory that only this process holds: what it shares with the object store is the store's.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if stage := re.search(r"Map\((\w+)\)", " ".join(child.cmdline())):
-                    resident[f"{stage[1]} {child.pid}"].append(child.memory_full_info().uss)
-
-    label(prepared, progress=sample)
-    early = {name: values[len(values) // 5] for name, values in resident.items()}
-    late = {name: values[-1] for name, values in resident.items()}
-    return {
-        "segments": len(resident["driver"]),
-        "early_bytes": early,
-        "late_bytes": late,
-        "growth": {name: late[name] / early[name] for name in late},
-    }
 
 
 def _our_side(checkpoint: Path, config: BenchmarkConfig, batch_size: int) -> Callable[[], object]:
@@ -229,33 +181,11 @@ def _frames(seed: int):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _write_videos(folder: Path, count: int) -> Path:
-    """`count` copies of one short clip under names of their own."""
-    import av
-
-    folder.mkdir()
-    first = folder / "clip_00000.mp4"
-    with av.open(str(first), "w") as container:
-        stream = container.add_stream("libx264", rate=int(_FPS))
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for picture in _frames(0)[:, :64, :96]:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    for index in range(1, count):
-        os.link(first, folder / f"clip_{index:05d}.mp4")
-    return folder
-
-
 def _loading_line(found: dict) -> str:
     return (
         f"loading    peak host memory grows by {found['ratio']:.2f} times the checkpoint's "
         f"{found['checkpoint_bytes'] / 1e6:.0f} MB"
     )
-
-
-def _memory_line(found: dict) -> str:
-    grown = ", ".join(f"{name.split(' ')[0]} x{factor:.2f}" for name, factor in found["growth"].items())
-    return f"memory     over {found['segments']} segments, last against first fifth: {grown}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ IMAGE_SIZES = (256, 480, 704, 720)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 CHAININGS = ("autoregressive", "teacher_forced")
-LPIPS_CHOICES = ("auto", "download", "off")
+LPIPS_CHOICES = ("auto", "download", "none")
 
 
 def _label(default: Any) -> Any:
@@ -250,7 +250,7 @@ class EvaluationConfig(RunConfig):
     chaining: str = _label("teacher_forced")
     # Futures drawn per episode: their spread is the sampling noise.
     num_samples: int = _label(2)
-    # auto: if its weights are on this machine; download: fetch them; off.
+    # auto: if its weights are on this machine; download: fetch them; none.
     lpips: str = _label("auto")
     # Episodes shown as videos in the report; 0: none.
     gallery_episodes: int = _label(24)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.action_sources import ActionSource, open_action_source
 from pipeline.config import EvaluationConfig, all_settings
+from pipeline.errors import ConfigError
 from pipeline.evaluation.agreement import ActionLayout
 from pipeline.evaluation.comparison import compare, failed_thresholds, parse_thresholds, read_baseline
 from pipeline.evaluation.gallery import PANELS, gallery_path
@@ -53,9 +54,13 @@ class Evaluation:
 def prepare(config: EvaluationConfig) -> Prepared:
     """Checks everything that a wrong answer would be told too late about: baseline and thresholds, too."""
     parse_thresholds(config.fail_below)
-    if config.baseline is not None:
-        read_baseline(Path(config.baseline))
+    baseline = None if config.baseline is None else read_baseline(Path(config.baseline))
     dataset = open_input(config)
+    if baseline is not None and _dataset_of(baseline) not in (None, dataset.fingerprint()):
+        raise ConfigError(
+            f"{config.baseline}: this baseline was measured on another dataset ({baseline['dataset'].get('root')}), "
+            f"whose episodes differ from those of {dataset.root}. Evaluate both checkpoints on one dataset."
+        )
     episodes = held_out_episodes(
         dataset, episodes=config.dataset.episodes, fraction=config.held_out_fraction, seed=config.held_out_seed
     )
@@ -105,6 +110,12 @@ def evaluate(prepared: Prepared, progress: Progress = lambda tally: None) -> Eva
     write_json(output_dir / "metrics.json", metrics)
     report = _write_report(prepared, metrics, rows, set(keys))
     return Evaluation(summary, metrics, report, failed_thresholds(metrics, parse_thresholds(config.fail_below)))
+
+
+def _dataset_of(baseline: Mapping[str, Any]) -> str | None:
+    """The fingerprint of what a baseline was measured on; None where it does not tell."""
+    dataset = baseline.get("dataset")
+    return dataset.get("fingerprint") if isinstance(dataset, Mapping) else None
 
 
 class _Measured:
@@ -171,10 +182,8 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
 
 def _layout(recipe: EvaluationRecipe) -> ActionLayout:
     """What the action's columns mean; of a width of the user's own nothing is known."""
-    embodiment = recipe.embodiment
-    if recipe.raw_action_dim != embodiment.raw_action_dim:
-        return ActionLayout(recipe.action_names)
-    return ActionLayout(recipe.action_names, embodiment.rot6d_starts, embodiment.gripper_columns)
+    is_known = recipe.raw_action_dim == recipe.embodiment.raw_action_dim
+    return ActionLayout(recipe.action_names, recipe.rot6d_starts, recipe.embodiment.gripper_columns if is_known else ())
 
 
 def _write_report(prepared: Prepared, metrics: dict[str, Any], rows: pa.Table, recorded: set[str]) -> Path:

@@ -19,13 +19,12 @@ from shell_environment import SHELL_ENVIRONMENT
 from stage_by_stage import run_without_ray
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LABEL_INVERSE = REPOSITORY / "jobs" / "label_inverse.py"
 TIMEOUT_S = 400
 
 
-def start(*flags: str, folder: Path) -> subprocess.Popen:
+def start(*flags: str, folder: Path, job: str = "label_inverse") -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(LABEL_INVERSE), *flags],
+        [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *flags],
         cwd=folder,
         env=SHELL_ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -35,10 +34,26 @@ def start(*flags: str, folder: Path) -> subprocess.Popen:
     )
 
 
-def run(*flags: str, folder: Path) -> tuple[int, str, str]:
-    process = start(*flags, folder=folder)
+def run(*flags: str, folder: Path, job: str = "label_inverse") -> tuple[int, str, str]:
+    process = start(*flags, folder=folder, job=job)
     out, error = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, out, error
+
+
+def kill_after_the_first_record(*flags: str, folder: Path, job: str = "label_inverse") -> list[Path]:
+    """SIGKILL for the job's whole process group as soon as one record is there; the records by then."""
+    process = start(*flags, folder=folder, job=job)
+    records = folder / "outputs" / job / "records"
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while not list(records.glob("??/*.parquet")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    return list(records.glob("??/*.parquet"))
 
 
 @dataclass(frozen=True)
@@ -59,18 +74,7 @@ class DemoRun:
 def demo_run(tmp_path_factory) -> DemoRun:
     """No arguments, in an empty folder; SIGKILL for the whole process group as soon as one record is there."""
     folder = tmp_path_factory.mktemp("demo")
-    process = start(folder=folder)
-    records = folder / "outputs" / "label_inverse" / "records"
-    deadline = time.monotonic() + TIMEOUT_S
-    try:
-        while not list(records.glob("??/*.parquet")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    recorded = {path: path.stat().st_mtime_ns for path in records.glob("??/*.parquet")}
+    recorded = {path: path.stat().st_mtime_ns for path in kill_after_the_first_record(folder=folder)}
     code, out, error = run(folder=folder)
     assert code == 0, out + error
     return DemoRun(folder, recorded, out, error)
@@ -115,6 +119,35 @@ def test_a_killed_driver_loses_and_doubles_nothing(demo_run):
         for table in (labels, undisturbed)
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_rollout_leaves_no_half_video_and_makes_none_twice(demo_run):
+    from pipeline.outputs.videos import read_clips
+
+    job, flags, folder = "rollout_forward", ("--engine.num_inference_steps", "4"), demo_run.folder
+    output_dir = folder / "outputs" / job
+    records = kill_after_the_first_record(*flags, folder=folder, job=job)
+    assert 1 <= len(records) < 5, "the run was to be interrupted half-way"
+    finished = [output_dir / pq.read_table(path, columns=["video"])["video"][0].as_py() for path in records]
+    before = {path: path.stat().st_mtime_ns for path in (*records, *finished)}
+    (output_dir / "videos" / "episode_000001").mkdir(exist_ok=True)
+    (output_dir / "videos" / "episode_000001" / ".sample_00-0.mp4.0.partial").write_bytes(b"half a video")
+
+    code, out, error = run(*flags, folder=folder, job=job)
+
+    assert code == 0, out + error
+    assert f"({len(records)} were there already)" in out
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished work was done again"
+    assert not list(output_dir.rglob("*.partial"))
+    rows = pq.read_table(output_dir / "rollouts")
+    videos = sorted(path.relative_to(output_dir).as_posix() for path in output_dir.glob("videos/**/*.mp4"))
+    assert videos == sorted(set(rows["video"].to_pylist())), "one video per record, and no other"
+    assert len(videos) == 5
+    for video in videos:
+        num_frames = sum(len(clip) for clip in read_clips(output_dir / video))
+        assert num_frames == rows["video"].to_pylist().count(video)
+    assert (output_dir / "lerobot" / "meta" / "info.json").is_file()
 
 
 def test_a_mistyped_flag_is_answered_with_the_closest_one(tmp_path):

@@ -100,6 +100,19 @@ def test_outputs_need_no_model_and_no_cluster():
     assert offenders(files_of("pipeline.outputs"), *outside) == {}
 
 
+def test_evaluation_looks_at_results_and_not_at_how_they_were_made():
+    outside = ("ray", "transformers", "diffusers", "lerobot", "pipeline.cosmos3", "pipeline.stages", "pipeline.config")
+    assert offenders(files_of("pipeline.evaluation"), *outside) == {}
+    maths = ("torch", "torchmetrics", "torchvision")
+    found = offenders(files_of("pipeline.evaluation"), *maths)
+    assert list(found) == ["pipeline/evaluation/frames.py"], "scores can be computed again where there is no torch"
+
+
+def test_a_single_request_needs_no_cluster():
+    assert offenders(files_of("pipeline.single", "pipeline.single_request"), "ray", "pipeline.stages") == {}
+    assert offenders([ROOT / "jobs" / "infer_once.py"], "ray", "pipeline.stages", "pipeline.run") == {}
+
+
 def test_nothing_imports_a_job():
     assert offenders(SOURCES, "jobs") == {}
 

@@ -30,8 +30,8 @@ MIN_SSIM_PX = 11
 # LPIPS was fitted to what people say about patches of 64 px (Zhang et al. 2018); AlexNet sees nothing below 31 px.
 MIN_LPIPS_PX = 64
 
-LPIPS_CHOICES = ("auto", "download", "off")
-LpipsChoice = Literal["auto", "download", "off"]
+LPIPS_CHOICES = ("auto", "download", "none")
+LpipsChoice = Literal["auto", "download", "none"]
 
 _WEIGHTS = AlexNet_Weights.IMAGENET1K_V1
 _PEAK = 255.0
@@ -97,7 +97,7 @@ def load_lpips(
     """LPIPS on AlexNet, or None, and one sentence for the report that says which and why.
 
     `auto` takes torchvision's weights where torch hub's cache has them and downloads nothing; `download` may fetch
-    them; `off` does without. `shorter_side_px`, where it is known, of the frames to come: below MIN_LPIPS_PX there is
+    them; `none` does without. `shorter_side_px`, where it is known, of the frames to come: below MIN_LPIPS_PX there is
     no LPIPS. The linear heads on top come with torchmetrics. Raises ConfigError for an unknown choice, for a file that
     holds no AlexNet, and when the download fails.
     """
@@ -106,7 +106,7 @@ def load_lpips(
             f"Unknown LPIPS setting {choice!r}.{did_you_mean(str(choice), LPIPS_CHOICES)} "
             f"Known: {', '.join(LPIPS_CHOICES)}."
         )
-    if choice == "off":
+    if choice == "none":
         return None, "LPIPS was switched off."
     if shorter_side_px is not None and shorter_side_px < MIN_LPIPS_PX:
         return None, f"LPIPS needs frames of at least {MIN_LPIPS_PX} px, these have a side of {shorter_side_px} px."

@@ -126,6 +126,12 @@ class RolloutChecks:
             self._num_clamped += round(self._recipe.normalizer.share_clamped(actions) * actions.size)
 
     @property
+    def _remedy(self) -> str:
+        if self._recipe.mode == "policy":
+            return "The model chose them so: check that it was trained with this normalisation and these statistics."
+        return "The model sees them cut off: check that the statistics are of these actions, at this frame rate."
+
+    @property
     def share_clamped(self) -> float | None:
         return self._num_clamped / self._num_values if self._num_values else None
 
@@ -149,8 +155,7 @@ class RolloutChecks:
         if (self.share_clamped or 0) > MAX_SHARE_CLAMPED:
             told.append(
                 f"{self.share_clamped:.0%} of the action values lie outside [-1, 1] once normalised "
-                f"({self._recipe.normalizer.method}), and the model sees them cut off. Check that the statistics are "
-                "of these actions, at this frame rate."
+                f"({self._recipe.normalizer.method}). {self._remedy}"
             )
         if self.num_single_actions:
             told.append(f"{self.num_single_actions} videos have a single action; a LeRobot dataset leaves them out.")

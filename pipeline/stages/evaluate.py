@@ -76,7 +76,7 @@ class Evaluate(EngineStage):
 
     def __init__(self, recipe: EvaluationRecipe, settings: EngineSettings, output_dir: str, lpips_choice: str) -> None:
         super().__init__(recipe, settings)
-        lpips, status = load_lpips(lpips_choice if recipe.lpips else "off", self._engine.device)
+        lpips, status = load_lpips(lpips_choice if recipe.lpips else "none", self._engine.device)
         if recipe.lpips and lpips is None:
             raise ConfigError(f"The driver found LPIPS' weights and this node does not. {status}")
         self._metrics = FrameMetrics(device=self._engine.device, lpips=lpips)

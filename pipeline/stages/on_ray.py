@@ -141,7 +141,7 @@ def stream(
     """
     resources = ray.cluster_resources()
     fit = fit_to_machine(config, settings.device, resources)
-    settings = _settle_device(settings, fit, resources)
+    settings = _settle_device(settings, fit, resources, loads_all_along=not road.infer[0].decodes_video)
     _configure(config)
     (load, load_arguments), (infer, infer_arguments), (record, record_arguments) = road.load, road.infer, road.record
     rows = ray.data.from_items([segment.to_row() for segment in segments], override_num_blocks=len(segments))
@@ -184,12 +184,16 @@ def stream(
         ) from error
 
 
-def _settle_device(settings: EngineSettings, fit: Fit, resources: dict[str, float]) -> EngineSettings:
+def _settle_device(
+    settings: EngineSettings, fit: Fit, resources: dict[str, float], *, loads_all_along: bool
+) -> EngineSettings:
+    """The device that the engines will find, and on the CPU how many cores they compute with."""
     if fit.gpus_per_engine:
         return replace(settings, device="cuda")
-    # A thread that has to share its core makes all others of a matrix product wait, so loaders keep theirs.
-    free = resources.get("CPU", 1) - fit.num_loaders * fit.cpus_per_loader
-    return replace(settings, device="cpu", num_threads=max(1, int(free / fit.num_engines)))
+    # A thread that has to share its core makes all others of a matrix product wait, so loaders that are always busy
+    # keep theirs. Where video is drawn, what they load lasts for long.
+    kept = fit.num_loaders * fit.cpus_per_loader if loads_all_along else 0
+    return replace(settings, device="cpu", num_threads=max(1, int((resources.get("CPU", 1) - kept) / fit.num_engines)))
 
 
 def _configure(config: RayConfig) -> None:

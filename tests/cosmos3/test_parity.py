@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from peer import load_peer, peer_noise, run_peer
 from request_factory import CHANNELS, relative_error
 
+from pipeline.cosmos3.chaining import Start, roll_out
 from pipeline.cosmos3.engine import Engine
 from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.cosmos3.prompt import Caption
+from pipeline.views import choose_canvas
 
 SEED, FPS = 3, 15.0
 GRID = (11, 13)  # odd on both axes: the last row and column of patches are half padding
@@ -154,3 +157,46 @@ def test_prompt_ids_are_the_peers(native_pair, tokenizer, task, view_point, num_
     )
     assert list(tokenizer.encode(caption.render("json"))) == text_ids
     assert list(tokenizer.encode("")) == negative_ids
+
+
+def test_each_chunk_of_a_rollout_is_what_the_peer_draws_from_the_same_frame(native_pair):
+    """Two chunks chained by us; the peer gets each chunk's first frame as an image, and that chunk's actions."""
+    chunk, given = 8, torch.randn(16, 10, generator=torch.Generator().manual_seed(2)).clamp(-1, 1)
+    processor = Cosmos3PolicyProcessor(
+        native_pair.engine.config.folder, action_chunk_size=chunk, fps=FPS, image_size=256, view_point="ego_view"
+    )
+    video_noise, action_noise = peer_noise(SEED, (CHANNELS, 1 + chunk // 4, *GRID), chunk)
+    latents = []
+
+    def run(requests):
+        noisy = [replace(request, video_noise=video_noise, action_noise=action_noise) for request in requests]
+        results = native_pair.engine.step(noisy)
+        latents.extend(result.video for result in results)
+        return results
+
+    start = Start(
+        frame=FRAMES[0],
+        canvas=choose_canvas(*FRAMES.shape[1:3], 256),
+        task="do a thing",
+        seed=SEED,
+        num_chunks=2,
+        actions=given.numpy(),
+    )
+    first, _ = (step[0] for step in roll_out(run, processor, [start], mode="forward_dynamics", num_inference_steps=6))
+    for number, image in enumerate((FRAMES[0], first.frames[-1])):
+        _, theirs = run_peer(
+            native_pair.peer,
+            prompt="do a thing",
+            frames=image[None],
+            seed=SEED,
+            fps=FPS,
+            num_inference_steps=6,
+            guidance_scale=1.0,
+            mode="forward_dynamics",
+            chunk_size=chunk,
+            domain_name="droid_lerobot",
+            resolution_tier=256,
+            view_point="ego_view",
+            raw_actions=given[number * chunk : (number + 1) * chunk],
+        )
+        assert relative_error(latents[number], theirs) < TOLERANCE

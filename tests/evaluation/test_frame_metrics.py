@@ -185,7 +185,7 @@ def test_frames_too_small_for_lpips_have_none(random_alexnet):
 
 
 def test_lpips_off_and_unknown():
-    assert load_lpips("off") == (None, "LPIPS was switched off.")
+    assert load_lpips("none") == (None, "LPIPS was switched off.")
     with pytest.raises(ConfigError, match="Did you mean 'auto'"):
         load_lpips("Auto ")
 

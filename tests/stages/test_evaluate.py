@@ -108,7 +108,7 @@ class StageMaker:
         self.output_dir = output_dir
 
     def __call__(self, recipe: EvaluationRecipe, make_step: Callable[[Evaluate], Step] | None = None) -> Evaluate:
-        stage = Evaluate(recipe, self._settings, str(self.output_dir), "off")
+        stage = Evaluate(recipe, self._settings, str(self.output_dir), "none")
         if make_step is not None:
             stage._batcher._step = make_step(stage)
         return stage
