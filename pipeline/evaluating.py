@@ -194,7 +194,7 @@ def _write_report(prepared: Prepared, metrics: dict[str, Any], rows: pa.Table, r
         gallery=[_gallery_item(prepared, segment, metrics, rows) for segment in shown],
         settings=metrics["settings"],
         checkpoint=metrics["checkpoint"],
-        dataset=metrics["dataset"],
+        dataset={"name": prepared.dataset.root.resolve().name, **metrics["dataset"]},
         comparison=metrics.get("comparison"),
     )
 

@@ -19,27 +19,22 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 
 
 def _drawing(metrics: Mapping[str, Any]) -> str:
-    psnr, moving = (metrics["metrics"][name]["recorded"] for name in ("psnr", "moving_psnr"))
     over = "one episode" if metrics["episodes"] == 1 else f"{metrics['episodes']} episodes"
-    interval = _interval(psnr).replace("(", "(95% interval ")
-    said = f"Over {over} its rollouts reach a PSNR of {_decimal(psnr['mean'])} dB{interval}"
+    psnr, moving = (metrics["metrics"][name]["recorded"] for name in ("psnr", "moving_psnr"))
     # A background at rest can make a copied frame look good, so what moves decides wherever something does.
-    name, they = ("psnr", "they") if moving["mean"] is None else ("moving_psnr", "there they")
-    if name == "moving_psnr":
-        said += f" and {_decimal(moving['mean'])} dB where something moves"
+    name, where = ("psnr", "") if moving["mean"] is None else ("moving_psnr", " where something moves")
     copy, ceiling = ((gains or {}).get(name) for gains in (metrics["gains"][of] for of in ("copy", "ceiling")))
-    clauses = [told for told in (_over_copy(copy), _below_ceiling(ceiling)) if told]
-    if clauses:
-        said += f": {they} are {', and '.join(clauses)}"
-    return said + "." if _is_known(copy) else f"{said} (copying the first frame was not compared)."
+    if not _is_known(copy):
+        reached = f"{_decimal(psnr['mean'])} dB{_first_interval(psnr)}"
+        return f"Over {over} its rollouts reach a PSNR of {reached} (copying the first frame was not compared)."
+    clauses = [told for told in (_over_copy(copy, where), _below_ceiling(ceiling)) if told]
+    return f"Over {over} its rollouts are {', and '.join(clauses)}."
 
 
-def _over_copy(gain: Mapping[str, Any] | None) -> str:
-    if not _is_known(gain):
-        return ""
+def _over_copy(gain: Mapping[str, Any], where: str) -> str:
     side = "better" if gain["mean"] >= 0 else "worse"
-    interval = _interval(gain, turned=gain["mean"] < 0)
-    return f"{_decimal(abs(gain['mean']))} dB{interval} {side} than copying the first frame, {_chance(gain)}"
+    interval = _first_interval(gain, turned=gain["mean"] < 0)
+    return f"{_decimal(abs(gain['mean']))} dB{interval} {side} than copying the first frame{where}, {_chance(gain)}"
 
 
 def _below_ceiling(gap: Mapping[str, Any] | None) -> str:
@@ -84,33 +79,37 @@ def _agreement(agreement: Mapping[str, Any] | None) -> str:
         return "the recovered actions have neither poses in metres nor grippers to sum up"
     better = [is_better for _, is_better in known]
     how = "agrees" if all(better) else "agrees only in part" if any(better) else "does not agree"
-    told = ", ".join(text for text, _ in known)
-    return f"it {how} with itself: the given actions are found again with {told}"
+    return f"it {how} with itself: inverse dynamics finds the given actions again {known[0][0]}"
 
 
 def _translation(group: Mapping[str, Any] | None) -> tuple[str, bool] | None:
     if group is None or group["unit"] != "m":
         return None
     ours, guess = group["rmse"], group["always_the_mean"]["rmse"]
-    return f"{_short(ours * 1000)} mm error ({_short(guess * 1000)} mm for guessing the mean action)", ours <= guess
+    return f"to {_short(ours * 1000)} mm (guessing their mean: {_short(guess * 1000)} mm)", ours <= guess
 
 
 def _rotation(group: Mapping[str, Any] | None) -> tuple[str, bool] | None:
     guess = group and group["always_the_mean"]["rmse"]
     if group is None or group["rmse"] is None or guess is None:
         return None
-    return f"{_short(group['rmse'])} rad ({_short(guess)} rad)", group["rmse"] <= guess
+    return f"to {_short(group['rmse'])} rad (guessing their mean: {_short(guess)} rad)", group["rmse"] <= guess
 
 
 def _gripper(group: Mapping[str, Any] | None) -> tuple[str, bool] | None:
     if group is None:
         return None
     ours, guess = group["agreement"], group["always_the_mean"]["agreement"]
-    return f"the gripper on the same side in {ours:.0%} of frames ({guess:.0%})", ours >= guess
+    return f"with the gripper on the same side in {ours:.0%} of frames (guessing: {guess:.0%})", ours >= guess
 
 
 def _is_known(entry: Mapping[str, Any] | None) -> bool:
     return entry is not None and entry["mean"] is not None
+
+
+def _first_interval(entry: Mapping[str, Any], *, turned: bool = False) -> str:
+    """The same as `_interval`, and what it is: said once."""
+    return _interval(entry, turned=turned).replace("(", "(95% interval ")
 
 
 def _interval(entry: Mapping[str, Any], *, digits: int = 1, turned: bool = False) -> str:

@@ -1,6 +1,6 @@
 // The cards, their controls, and their order. Videos and plots exist only near the screen: a browser plays some
 // seventy videos at a time, and a long gallery has more.
-const KINDS = { recorded: "Recorded", rollout: "Rollout", difference: "Difference" };
+const KINDS = { recorded: "Recorded", rollout: "Rollout", difference: "Difference, twice as bright" };
 const NEAR_PX = 1200;
 const TINY_PX = 96;  // wide: drawn with visible pixels, larger ones are smoothed
 const PLAY_ICON = "M4 2.2v11.6L13.6 8z";

@@ -2,6 +2,8 @@
 // same in all; half a frame is added to be inside it whatever a container rounds.
 const LOOP_HOLD_MS = 700;  // the last frame stays this long before the film begins anew
 const SPEEDS = [1, 0.5, 0.25];
+const CHECK_AFTER_MS = 120;  // a busy browser paints a frame this long after its seek has ended, or not at all
+const MAX_CHECKS = 20;
 
 class Player {
   constructor(videos, { fps, numFrames, onFrame, onState }) {
@@ -12,7 +14,10 @@ class Player {
     this.playing = false;
     this.busy = new Set();  // videos whose seek is under way
     this.wanted = new Map();  // video → time to seek to after that
+    this.painted = new Map();  // video → media time of the frame on screen
+    this.checks = new Map();  // video → how often its last seek was asked for again
     for (const video of videos) {
+      this.watch(video);
       video.addEventListener("loadedmetadata", () => this.onLoaded(video));
       video.addEventListener("seeked", () => this.onSeeked(video));
     }
@@ -32,6 +37,7 @@ class Player {
   seekNext(video) {
     if (this.busy.has(video) || !this.wanted.has(video) || video.readyState === 0) return;
     this.busy.add(video);
+    this.checks.delete(video);
     video.currentTime = this.wanted.get(video);
     this.wanted.delete(video);
   }
@@ -40,8 +46,25 @@ class Player {
   onSeeked(video) {
     requestAnimationFrame(() => requestAnimationFrame(() => {
       this.busy.delete(video);
-      this.seekNext(video);
+      if (this.wanted.has(video)) this.seekNext(video);
+      else setTimeout(() => this.check(video), CHECK_AFTER_MS);
     }));
+  }
+
+  watch(video) {
+    video.requestVideoFrameCallback?.((_, shown) => {
+      this.painted.set(video, shown.mediaTime);
+      this.watch(video);
+    });
+  }
+
+  // On a busy machine even a lone seek may end without being painted; then the same one is asked for again.
+  check(video) {
+    if (this.playing || this.busy.has(video) || !this.painted.has(video)) return;
+    if (Math.round(this.painted.get(video) * this.fps) === Math.floor(video.currentTime * this.fps)) return;
+    const checks = (this.checks.get(video) ?? 0) + 1;
+    this.checks.set(video, checks);
+    if (checks <= MAX_CHECKS) video.currentTime = video.currentTime;  // and its end leads here again
   }
 
   onLoaded(video) {
