@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pipeline.actions import Normalizer, load_normalizer
 from pipeline.config import RunConfig
 from pipeline.datasets import RobotVideoDataset, Timebase, resolve_timebase
@@ -130,6 +128,9 @@ def _resolve_dtype(config: RunConfig) -> str:
     """`auto` is bfloat16 wherever the run may land on a GPU: here, or on a cluster that it joins."""
     if config.engine.dtype != "auto":
         return config.engine.dtype
+    # Records are written with a recipe too, by processes that have no other use for torch.
+    import torch
+
     joins_cluster = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
     may_use_gpu = config.engine.device == "auto" and (joins_cluster or torch.cuda.is_available())
     return "bfloat16" if may_use_gpu or config.engine.device == "cuda" else "float32"

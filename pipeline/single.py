@@ -240,13 +240,12 @@ def _num_frames_seen(settings: SingleRequest, chunk: int) -> int:
 
 
 def _check_length(settings: SingleRequest, header: VideoInfo, num_seen: int) -> None:
-    if settings.mode == "inverse_dynamics":
-        if header.num_frames < 2:
-            raise VideoError(
-                f"{settings.video}: expected at least two frames, found {header.num_frames}: an action is what was "
-                "done between two. Give a longer video."
-            )
-    elif header.num_frames < num_seen:
+    if header.num_frames < 2:
+        raise VideoError(
+            f"{settings.video}: expected at least two frames, found {header.num_frames}: an action is what was done "
+            "between two. Give a longer video, or a single picture with --image."
+        )
+    if settings.mode != "inverse_dynamics" and header.num_frames < num_seen:
         raise VideoError(
             f"{settings.video}: condition_frames {_listed(settings.condition_frames)} are of {num_seen} frames, found "
             f"{header.num_frames}. Give a longer video, or condition on fewer."

@@ -17,13 +17,13 @@ from stage_by_stage import drive_without_ray
 from pipeline.config import DatasetConfig, EngineConfig, EvaluationConfig
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluating import Evaluation, evaluate, prepare
-from pipeline.evaluation.metrics_schema import METRICS_SCHEMA
+from pipeline.evaluation.metrics_schema import METRICS_SCHEMA, RUN_KEYS, SCHEMA
 from pipeline.outputs.videos import read_clips
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
 from dataset_factory import make_v3
 
-LENGTHS = (14, 9, 11)
+LENGTHS = (10, 6, 7)
 CHUNK = 4
 
 
@@ -43,6 +43,7 @@ def base(dataset_root, tiny_checkpoint) -> EvaluationConfig:
         action_chunk_size=CHUNK,
         image_size=256,
         lpips="none",
+        num_samples=1,
     )
 
 
@@ -57,7 +58,7 @@ def finish(config: EvaluationConfig) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def finished(base, tmp_path_factory) -> Evaluation:
-    return finish(replace(base, output_dir=str(tmp_path_factory.mktemp("evaluation"))))
+    return finish(replace(base, num_samples=2, output_dir=str(tmp_path_factory.mktemp("evaluation"))))
 
 
 def output_of(evaluation: Evaluation) -> Path:
@@ -77,6 +78,8 @@ def test_metrics_are_of_every_held_out_frame(finished):
     assert metrics["settings"]["engine.num_inference_steps"] == 1
     assert metrics["checkpoint"]["fingerprint"] == metrics["recipe"]["checkpoint_fingerprint"]
     assert metrics["lpips_status"] == "LPIPS was switched off."
+    documented = {key.split(".")[0].removesuffix("[]") for key in SCHEMA} | set(RUN_KEYS)
+    assert set(metrics) == documented - {"comparison"}
     assert finished.is_complete
     assert metrics["verdict"] in finished.render()
 
@@ -101,7 +104,7 @@ def test_the_report_is_a_folder_of_its_own(finished):
 
 def test_small_segments_give_the_same_scores(base, finished, tmp_path):
     """Cut by memory: other records, the same figures."""
-    small = finish(replace(base, output_dir=str(tmp_path), max_segment_mib=1))
+    small = finish(replace(base, num_samples=2, output_dir=str(tmp_path), max_segment_mib=1))
     assert small.summary.segments["planned"] > finished.summary.segments["planned"]
     for name in ("psnr", "ssim", "obedience"):
         assert small.metrics[name] == pytest.approx(finished.metrics[name], abs=2e-3)
@@ -109,10 +112,10 @@ def test_small_segments_give_the_same_scores(base, finished, tmp_path):
 
 
 def test_a_chain_has_as_many_steps_as_its_episode(base, tmp_path):
-    config = replace(base, output_dir=str(tmp_path), chaining="autoregressive", num_samples=1, gallery_episodes=0)
+    config = replace(base, output_dir=str(tmp_path), chaining="autoregressive", gallery_episodes=0)
     evaluation = finish(config)
     assert [step["step"] for step in evaluation.metrics["horizon"]] == list(range(1, max(LENGTHS)))
-    assert [step["num_episodes"] for step in evaluation.metrics["horizon"]] == [3] * 8 + [2] * 2 + [1] * 3
+    assert [step["num_episodes"] for step in evaluation.metrics["horizon"]] == [3] * 5 + [2] + [1] * 3
     assert not list(evaluation.report.parent.glob("videos/*")), "no gallery was asked for"
 
 
@@ -174,9 +177,7 @@ def test_an_episode_that_fails_is_left_out_and_named(base, dataset_root, tmp_pat
     states = droid_states(sum(LENGTHS))
     states["observation.state.cartesian_position"][3] = np.nan
     record(damaged, states)
-    config = replace(
-        base, dataset=replace(base.dataset, root=str(damaged)), output_dir=str(tmp_path / "out"), num_samples=1
-    )
+    config = replace(base, dataset=replace(base.dataset, root=str(damaged)), output_dir=str(tmp_path / "out"))
     statuses = drive_without_ray(prepare(config))
     failed = {status["episode_index"]: status["error"] for status in statuses if status["error"]}
     # Episode 0 itself, and episode 2, which was to be tried with episode 0's actions.

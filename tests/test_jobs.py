@@ -125,10 +125,11 @@ def test_a_killed_driver_loses_and_doubles_nothing(demo_run):
 def test_a_killed_rollout_leaves_no_half_video_and_makes_none_twice(demo_run):
     from pipeline.outputs.videos import read_clips
 
-    job, flags, folder = "rollout_forward", ("--engine.num_inference_steps", "4"), demo_run.folder
+    job, folder = "rollout_forward", demo_run.folder
+    flags = ("--engine.num_inference_steps", "2", "--lerobot_dataset", "false", "--dataset.episodes", "[0, 1, 3, 4]")
     output_dir = folder / "outputs" / job
     records = kill_after_the_first_record(*flags, folder=folder, job=job)
-    assert 1 <= len(records) < 5, "the run was to be interrupted half-way"
+    assert 1 <= len(records) < 4, "the run was to be interrupted half-way"
     finished = [output_dir / pq.read_table(path, columns=["video"])["video"][0].as_py() for path in records]
     before = {path: path.stat().st_mtime_ns for path in (*records, *finished)}
     (output_dir / "videos" / "episode_000001").mkdir(exist_ok=True)
@@ -143,11 +144,10 @@ def test_a_killed_rollout_leaves_no_half_video_and_makes_none_twice(demo_run):
     rows = pq.read_table(output_dir / "rollouts")
     videos = sorted(path.relative_to(output_dir).as_posix() for path in output_dir.glob("videos/**/*.mp4"))
     assert videos == sorted(set(rows["video"].to_pylist())), "one video per record, and no other"
-    assert len(videos) == 5
+    assert len(videos) == 4
     for video in videos:
         num_frames = sum(len(clip) for clip in read_clips(output_dir / video))
         assert num_frames == rows["video"].to_pylist().count(video)
-    assert (output_dir / "lerobot" / "meta" / "info.json").is_file()
 
 
 def test_a_mistyped_flag_is_answered_with_the_closest_one(tmp_path):

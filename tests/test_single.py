@@ -256,6 +256,7 @@ def test_condition_frames_choose_what_is_given(request_for):
         ({"condition_frames": (0, 3), "video": "30.mp4"}, PipelineError, r"must be latent frames 0\.\.2"),
         ({"condition_frames": (0, 2), "video": "5.mp4"}, VideoError, "0 2 are of 9 frames, found 5"),
         ({"video": "1.mp4", "mode": "inverse_dynamics"}, VideoError, "at least two frames, found 1"),
+        ({"video": "1.mp4", "mode": "policy"}, VideoError, r"found 1\b.*--image"),
     ],
 )
 def test_frames_that_are_not_there_are_not_made_up(request_for, changes, error, message):

@@ -105,3 +105,16 @@ SCHEMA: Mapping[str, str] = MappingProxyType(
         "verdict": "two sentences",
     }
 )
+
+# What a run adds to the scores, so that the file tells what it is of. Their contents are the manifest's.
+RUN_KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "run_id": "short name of the recipe",
+        "recipe": "everything the figures depend on besides the frames",
+        "settings": "every setting of the run, by its flag's name",
+        "checkpoint": "id, path and fingerprint of the weights",
+        "dataset": "root, format, rate, number of episodes, fingerprint",
+        "versions": "of Python and the packages that computed this",
+        "comparison": "only with --baseline: what comparison.compare returns",
+    }
+)

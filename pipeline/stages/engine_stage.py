@@ -37,6 +37,7 @@ class EngineStage(Stage):
 
     name = "infer"
     decodes_video = False
+    segments_at_once = 4  # enough for windows of short episodes to fill a batch
 
     def __init__(self, recipe: Recipe, settings: EngineSettings) -> None:
         # The driver only hands this class to its actors, so diffusers is imported where an engine is built.

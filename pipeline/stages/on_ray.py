@@ -40,8 +40,6 @@ from pipeline.stages.stage import Road, Row
 MAX_TASK_RETRIES = 2
 # One core decodes tens of windows a second and a GPU answers a few, so two loaders keep an engine fed.
 LOADERS_PER_ENGINE = 2
-# Segments that one engine works on at a time: enough for windows of short episodes to fill a batch.
-SEGMENTS_PER_ENGINE = 4
 _RECORD_CPUS = 0.1
 
 
@@ -159,8 +157,8 @@ def stream(
             fn_constructor_args=(recipe, settings, *infer_arguments),
             compute=ActorPoolStrategy(
                 size=fit.num_engines,
-                max_tasks_in_flight_per_actor=2 * SEGMENTS_PER_ENGINE,
-                max_concurrent_calls_per_actor=SEGMENTS_PER_ENGINE,
+                max_tasks_in_flight_per_actor=2 * infer.segments_at_once,
+                max_concurrent_calls_per_actor=infer.segments_at_once,
                 enable_true_multi_threading=True,
             ),
             num_cpus=fit.cpus_per_engine,

@@ -45,6 +45,7 @@ class RollOut(EngineStage):
 
     consumes = ("frames", "canvas", "actions")
     decodes_video = True
+    segments_at_once = 8  # a chain brings one window at a time
 
     def __init__(self, recipe: RolloutRecipe, settings: EngineSettings, output_dir: str) -> None:
         super().__init__(recipe, settings)

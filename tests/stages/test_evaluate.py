@@ -29,7 +29,7 @@ from pipeline.stages.evaluate import Evaluate
 from pipeline.views import choose_canvas, pad
 
 CHUNK, NUM_FRAMES = 8, 19
-HEIGHT, WIDTH = 96, 90  # the VAE draws 96 x 80 of it
+HEIGHT, WIDTH, DRAWN_WIDTH = 64, 58, 48  # the VAE draws whole multiples of 16
 CANVAS = choose_canvas(HEIGHT, WIDTH, 256)
 EMBODIMENT = get_embodiment("droid_lerobot")
 METRICS = ("psnr", "ssim", "moving_psnr", "moving_share")
@@ -69,7 +69,7 @@ def moving_square() -> np.ndarray:
     ground = np.linspace(40, 160, WIDTH, dtype=np.uint8)[None, None, :, None]
     frames = np.repeat(np.broadcast_to(ground, (1, HEIGHT, WIDTH, 3)), NUM_FRAMES, axis=0).copy()
     for number, frame in enumerate(frames):
-        frame[30:60, 4 + 2 * number : 24 + 2 * number] = (230, 60, 20)
+        frame[20:44, 2 + 2 * number : 18 + 2 * number] = (230, 60, 20)
     return frames
 
 
@@ -143,7 +143,7 @@ def start_of(request: Cosmos3ActionRequest, row: dict) -> int:
 
 def first_frame_of(request: Cosmos3ActionRequest, row: dict) -> torch.Tensor:
     """What a model that only copies would draw."""
-    frame = torch.from_numpy(row["frames"][start_of(request, row), :, :80]).permute(2, 0, 1) / 255
+    frame = torch.from_numpy(row["frames"][start_of(request, row), :, :DRAWN_WIDTH]).permute(2, 0, 1) / 255
     return frame[:, None].expand(-1, CHUNK + 1, -1, -1)
 
 
@@ -252,11 +252,11 @@ def test_the_recording_is_compared_as_the_vae_could_draw_it(make_stage):
     stage = make_stage(recipe_for("teacher_forced"))
     rows = measured(stage, row)
     clip = torch.from_numpy(pad(row["frames"][: CHUNK + 1], CANVAS)).permute(3, 0, 1, 2)
-    rows_px, columns_px = HEIGHT // 16, 80 // 16
+    rows_px, columns_px = HEIGHT // 16, DRAWN_WIDTH // 16
     with torch.inference_mode():
         latents = stage._engine.vae.encode([clip])[0][:, :, :rows_px, :columns_px]
         drawn = (stage._engine.vae.decode(latents) * 255).round().permute(1, 2, 3, 0).numpy()[1:]
-    error = ((drawn - row["frames"][1 : CHUNK + 1, :, :80].astype(float)) ** 2).mean(axis=(1, 2, 3))
+    error = ((drawn - row["frames"][1 : CHUNK + 1, :, :DRAWN_WIDTH].astype(float)) ** 2).mean(axis=(1, 2, 3))
     by_hand = 10 * np.log10(255**2 / error)
     np.testing.assert_allclose(metrics_of(rows, "ceiling")[0][:CHUNK], by_hand, atol=1e-3)
 
@@ -272,12 +272,14 @@ def test_the_gallery_shows_the_same_moments(make_stage):
         panel: np.concatenate(list(read_clips(make_stage.output_dir / gallery_path(row["key"], panel))))
         for panel in PANELS
     }
-    assert {frames.shape for frames in panels.values()} == {(NUM_FRAMES, HEIGHT, 80, 3)}
-    assert np.abs(panels["recorded"].astype(int) - row["frames"][:, :, :80]).mean() < 4
+    assert {frames.shape for frames in panels.values()} == {(NUM_FRAMES, HEIGHT, DRAWN_WIDTH, 3)}
+    assert np.abs(panels["recorded"].astype(int) - row["frames"][:, :, :DRAWN_WIDTH]).mean() < 4
     expected = np.minimum(2 * np.abs(panels["rollout"].astype(int) - panels["recorded"]), 255)
     assert np.abs(panels["difference"] - expected).mean() < 4
-    assert np.abs(panels["rollout"][8].astype(int) - row["frames"][0, :, :80]).mean() < 4
-    assert np.abs(panels["rollout"][9].astype(int) - row["frames"][8, :, :80]).mean() < 4, "drawn anew from frame 8"
+    assert np.abs(panels["rollout"][8].astype(int) - row["frames"][0, :, :DRAWN_WIDTH]).mean() < 4
+    assert np.abs(panels["rollout"][9].astype(int) - row["frames"][8, :, :DRAWN_WIDTH]).mean() < 4, (
+        "drawn anew from frame 8"
+    )
 
 
 def test_a_short_episode_is_scored_as_far_as_it_goes(make_stage):
