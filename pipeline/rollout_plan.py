@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ def plan_rollouts(
 
     Teacher-forced, a video is no longer than the episode, since every window starts from a recorded frame.
     """
-    segments = []
+    segments, keys = [], _Keys(dataset, recipe)
     chosen = [dataset.episode(index) for index in choose_episodes(dataset, episodes)]
     for episode in chosen:
         num_recorded = len(recipe.timebase.frame_indexes(episode.num_frames))
@@ -55,7 +56,7 @@ def plan_rollouts(
         if recipe.chaining == "teacher_forced":
             num_positions = min(num_positions, num_recorded)
         starts = chunk_starts(num_positions, recipe)
-        segments += _samples(dataset, recipe, episode, episode.task, num_positions, starts, num_samples)
+        segments += _samples(keys, episode, episode.task, num_positions, starts, num_samples)
     return Plan(tuple(segments), sum(not episode.task.strip() for episode in chosen))
 
 
@@ -70,13 +71,13 @@ def plan_dreams(
 ) -> Plan:
     """Videos of what the model would do from each first frame: for its own task, or for each of `tasks`."""
     num_positions = num_chunks * recipe.action_chunk + 1
-    starts = chunk_starts(num_positions, recipe)
+    starts, keys = chunk_starts(num_positions, recipe), _Keys(dataset, recipe)
     segments, num_empty = [], 0
     for index in choose_episodes(dataset, episodes):
         episode = dataset.episode(index)
         for task in tasks or (episode.task,):
             num_empty += not task.strip()
-            segments += _samples(dataset, recipe, episode, task, num_positions, starts, num_samples)
+            segments += _samples(keys, episode, task, num_positions, starts, num_samples)
     return Plan(tuple(segments), num_empty)
 
 
@@ -91,10 +92,11 @@ def plan_evaluation(
     """Windows of the held-out `episodes`; the first segments of the first `gallery_episodes` leave videos behind."""
     chosen = [dataset.episode(index) for index in episodes]
     windows_per_segment = max_windows(recipe, max_segment_bytes)
-    segments = []
+    segments, keys = [], _Keys(dataset, recipe)
     for number, episode in enumerate(chosen):
-        other = _first_with_actions(recipe, chosen[number + 1 :] + chosen[:number])
-        segments += _evaluated(dataset, recipe, episode, other, windows_per_segment, number < gallery_episodes)
+        others = (chosen[(number + step) % len(chosen)] for step in range(1, len(chosen)))
+        other = _first_with_actions(recipe, others)
+        segments += _evaluated(keys, episode, other, windows_per_segment, number < gallery_episodes)
     return Plan(tuple(segments), sum(not episode.task.strip() for episode in chosen))
 
 
@@ -142,25 +144,35 @@ def read_tasks(path: Path) -> list[str]:
     return tasks
 
 
-def _first_with_actions(recipe: Recipe, episodes: Sequence[Episode]) -> int:
-    """An episode with nothing to lend must not fail the ones that are compared with it."""
+def _first_with_actions(recipe: Recipe, episodes: Iterable[Episode]) -> int:
+    """Its index, or -1. An episode with nothing to lend must not fail the ones that are compared with it."""
     for episode in episodes:
         if episode.problem is None and len(recipe.timebase.frame_indexes(episode.num_frames)) > 1:
             return episode.episode_index
     return -1
 
 
+class _Keys:
+    """Fingerprints of segments: of what is read, of the recipe, and of what tells a segment from its neighbours."""
+
+    def __init__(self, dataset: RobotVideoDataset, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._dataset, self._recipe_digest = dataset, digest(recipe.to_json())
+
+    def identity(self, *episode_indexes: int) -> str:
+        """Of the content of these episodes."""
+        return digest([self._dataset.episode_identity(index, self.recipe.cameras) for index in episode_indexes])
+
+    def key(self, identity: str, *parts: Any) -> str:
+        return digest([RECORD_VERSION, self._recipe_digest, identity, *parts])
+
+
 def _evaluated(
-    dataset: RobotVideoDataset,
-    recipe: EvaluationRecipe,
-    episode: Episode,
-    other_episode_index: int,
-    windows_per_segment: int,
-    in_gallery: bool,
+    keys: _Keys, episode: Episode, other_episode_index: int, windows_per_segment: int, in_gallery: bool
 ) -> Iterable[EvaluationSegment]:
-    compared = [episode.episode_index] + [other_episode_index] * (other_episode_index >= 0)
-    identity = digest([dataset.episode_identity(index, recipe.cameras) for index in compared])
-    recipe_digest = digest(recipe.to_json())
+    recipe = keys.recipe
+    others = (other_episode_index,) if other_episode_index >= 0 else ()
+    identity = keys.identity(episode.episode_index, *others)
     num_positions = len(recipe.timebase.frame_indexes(episode.num_frames))
     starts, stop = chunk_starts(num_positions, recipe), 0
     for first in range(0, len(starts), windows_per_segment):
@@ -168,7 +180,7 @@ def _evaluated(
         start, stop = stop, max(0, min(windows[-1] + recipe.action_chunk, num_positions - 1))
         is_shown = in_gallery and first == 0
         yield EvaluationSegment(
-            key=digest([RECORD_VERSION, recipe_digest, identity, windows, is_shown]),
+            key=keys.key(identity, windows, is_shown),
             episode_index=episode.episode_index,
             task=episode.task,
             num_positions=num_positions,
@@ -182,19 +194,12 @@ def _evaluated(
 
 
 def _samples(
-    dataset: RobotVideoDataset,
-    recipe: Recipe,
-    episode: Episode,
-    task: str,
-    num_positions: int,
-    starts: Sequence[int],
-    num_samples: int,
+    keys: _Keys, episode: Episode, task: str, num_positions: int, starts: Sequence[int], num_samples: int
 ) -> Iterable[RolloutSegment]:
-    identity = digest(dataset.episode_identity(episode.episode_index, recipe.cameras))
-    recipe_digest = digest(recipe.to_json())
+    identity = keys.identity(episode.episode_index)
     for sample in range(num_samples):
         yield RolloutSegment(
-            key=digest([RECORD_VERSION, recipe_digest, identity, task, num_positions, sample]),
+            key=keys.key(identity, task, num_positions, sample),
             episode_index=episode.episode_index,
             task=task,
             num_positions=num_positions,

@@ -114,9 +114,9 @@ def drive(prepared: Prepared, progress: Progress) -> Tally:
     prepared.output_dir.mkdir(parents=True, exist_ok=True)
     write_manifest(prepared.output_dir, prepared.manifest())
     tally = Tally(prepared.missing)
+    remove_leftovers(prepared.output_dir)
     started = time.monotonic()
     if prepared.missing:
-        remove_leftovers(prepared.output_dir)
         try:
             _send(prepared, tally, progress)
         except StageError as error:

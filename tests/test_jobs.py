@@ -121,35 +121,6 @@ def test_a_killed_driver_loses_and_doubles_nothing(demo_run):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_killed_rollout_leaves_no_half_video_and_makes_none_twice(demo_run):
-    from pipeline.outputs.videos import read_clips
-
-    job, folder = "rollout_forward", demo_run.folder
-    flags = ("--engine.num_inference_steps", "2", "--lerobot_dataset", "false", "--dataset.episodes", "[0, 1, 3, 4]")
-    output_dir = folder / "outputs" / job
-    records = kill_after_the_first_record(*flags, folder=folder, job=job)
-    assert 1 <= len(records) < 4, "the run was to be interrupted half-way"
-    finished = [output_dir / pq.read_table(path, columns=["video"])["video"][0].as_py() for path in records]
-    before = {path: path.stat().st_mtime_ns for path in (*records, *finished)}
-    (output_dir / "videos" / "episode_000001").mkdir(exist_ok=True)
-    (output_dir / "videos" / "episode_000001" / ".sample_00-0.mp4.0.partial").write_bytes(b"half a video")
-
-    code, out, error = run(*flags, folder=folder, job=job)
-
-    assert code == 0, out + error
-    assert f"({len(records)} were there already)" in out
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished work was done again"
-    assert not list(output_dir.rglob("*.partial"))
-    rows = pq.read_table(output_dir / "rollouts")
-    videos = sorted(path.relative_to(output_dir).as_posix() for path in output_dir.glob("videos/**/*.mp4"))
-    assert videos == sorted(set(rows["video"].to_pylist())), "one video per record, and no other"
-    assert len(videos) == 4
-    for video in videos:
-        num_frames = sum(len(clip) for clip in read_clips(output_dir / video))
-        assert num_frames == rows["video"].to_pylist().count(video)
-
-
 def test_a_mistyped_flag_is_answered_with_the_closest_one(tmp_path):
     code, _, error = run("--dataset.rot", "x", folder=tmp_path)
     assert code == 2

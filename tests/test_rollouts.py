@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recorded_columns import droid_states, record
+from shell_environment import SHELL_ENVIRONMENT
 from stage_by_stage import drive_without_ray
 
 from pipeline.command_line import parse_config
@@ -20,6 +26,9 @@ from pipeline.outputs.summary import Summary
 from pipeline.outputs.videos import read_clips
 from pipeline.rollouts import prepare_forward, prepare_policy, roll_out
 from pipeline.run import Prepared
+
+sys.path.insert(0, str(Path(__file__).parent / "datasets"))
+from dataset_factory import make_v3
 
 
 def flags_for(root: Path, checkpoint: Path, output_dir: Path, *more: str) -> list[str]:
@@ -196,6 +205,50 @@ def test_dreams_of_other_tasks_start_from_the_same_frames(droid_flags, tmp_path)
     }
     opening, closing = (rows["action"].to_pylist() for rows in by_task.values())
     assert opening != closing
+
+
+_IN_ANOTHER_PROCESS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from stage_by_stage import drive_without_ray
+from pipeline.command_line import parse_config
+from pipeline.config import RolloutConfig
+from pipeline.rollouts import prepare_forward
+drive_without_ray(prepare_forward(parse_config(RolloutConfig, sys.argv[2:])))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_amid_a_video_leaves_no_half_one_and_the_next_makes_none_twice(tiny_checkpoint, tmp_path):
+    """SIGKILL while a later video is being written; Ray's own part in this is drilled with the label job."""
+    root = make_v3(tmp_path / "dataset", (49,), per_file=1, codec="libx264").root
+    record(root, droid_states(49))
+    flags = flags_for(root, tiny_checkpoint, tmp_path, "--dataset.cameras", "[observation.images.front]")
+    flags += ["--action_normalization", "none", "--num_samples", "3", "--lerobot_dataset", "false"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _IN_ANOTHER_PROCESS, str(Path(__file__).parent), *flags], env=SHELL_ENVIRONMENT
+    )
+    records, videos = tmp_path / "records", tmp_path / "videos"
+    deadline = time.monotonic() + 200
+    try:
+        while not (list(records.glob("??/*.parquet")) and list(videos.glob("*/.*.partial"))):
+            assert process.poll() is None, "it was to be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in (*records.glob("??/*.parquet"), *videos.glob("*/*.mp4"))}
+    assert len(list(videos.glob("*/.*.partial"))) == 1, "half a video"
+
+    done = finish(prepare_forward, parse_config(RolloutConfig, flags))
+
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "finished work was done again"
+    assert not list(tmp_path.rglob("*.partial"))
+    assert sorted(videos_of(done)) == sorted(videos.glob("*/*.mp4")), "one video per record, and no other"
+    assert len(videos_of(done)) == 3
+    for video in videos_of(done):
+        assert sum(len(clip) for clip in read_clips(video)) == 49
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ class GalleryWriter:
         self._truth = truth
         self._rollout = truth.copy()
 
-    def add(self, window_start: int, part: slice, frames: np.ndarray) -> None:
-        """Takes the positions `part` of a window's `frames` [chunk + 1, H, W, 3].
+    def add(self, window_start: int, positions: np.ndarray, frames: np.ndarray) -> None:
+        """Takes the frames at `positions` out of a window's `frames` [chunk + 1, H, W, 3].
 
         The very first frame is the given one as the VAE draws it; the others that start a window are drawn already.
         """
         if window_start == 0:
             self._rollout[0] = frames[0]
-        self._rollout[part] = frames[part.start - window_start : part.stop - window_start]
+        self._rollout[positions] = frames[positions - window_start]
 
     def write(self, output_dir: Path, key: str, *, fps: float) -> None:
         """One mp4 per panel, every frame a key frame, so that a slider can jump to any."""

@@ -6,10 +6,10 @@ Frames are uint8 [T, H, W, 3]; a position counts frames of the segment, from 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,24 +44,54 @@ class _Window:
     start: int
     rollout_start: int  # where its chain began: `start` itself when teacher-forced
     first: int  # first position scored
-    stop: int  # last position scored
+    last: int  # last position scored
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Those that are scored."""
+        return np.arange(self.first, self.last + 1)
 
 
-@dataclass
-class _Rows:
-    """Rows as they are measured, one list entry per window and variant; joined at the end."""
+class _Comparison:
+    """One segment's recorded frames, and the rows that come of comparing others with them."""
 
-    columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    def __init__(self, row: Row, canvas: Canvas, stride: int) -> None:
+        drawn = canvas.cropped()
+        self.truth = row["frames"][:, : drawn.content_height_px, : drawn.content_width_px]
+        self._row, self._stride, self._offset = row, stride, int(row["window_starts"][0])
+        self._columns: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def add(self, count: int, **values: Any) -> None:
-        """`count` rows; single values are repeated."""
+    def add(
+        self, window: _Window, course: _Course, scores: Mapping[str, np.ndarray], recovered: np.ndarray | None
+    ) -> None:
+        """The rows of one window and course. `recovered` [chunk, D] begins with the window."""
+        positions = window.positions
+        given = course.actions[positions - 1]
+        seen = np.full_like(given, np.nan) if recovered is None else recovered[positions - 1 - window.start]
+        values = {
+            "episode_index": int(self._row["episode_index"]),
+            "task": self._row["task"],
+            "frame_index": (positions + self._offset) * self._stride,
+            "timestamp": self._row["timestamps"][positions],
+            "rollout_start": (window.rollout_start + self._offset) * self._stride,
+            "horizon_step": positions - window.rollout_start,
+            "variant": course.variant,
+            "sample": course.sample,
+            "action_given": given,
+            "action_recovered": seen,
+            **{name: scores[name] for name in _MEASURES},
+        }
         for name, value in values.items():
             array = np.asarray(value)
-            repeated = np.repeat(array[None], count, axis=0) if array.ndim == 0 else array
-            self.columns.setdefault(name, []).append(repeated)
+            self._columns[name].append(np.repeat(array[None], len(positions)) if array.ndim == 0 else array)
 
-    def joined(self) -> dict[str, np.ndarray]:
-        return {name: np.concatenate(parts) for name, parts in self.columns.items()}
+    def to_stream(self, action_names: Sequence[str]) -> bytes:
+        """All rows as an Arrow stream."""
+        columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, evaluation_schema(action_names)) as writer:
+            writer.write_table(evaluation_table(columns, action_names))
+        return sink.getvalue().to_pybytes()
 
 
 class Evaluate(EngineStage):
@@ -85,25 +115,35 @@ class Evaluate(EngineStage):
 
     def process(self, row: Row) -> Row:
         canvas = Canvas(*(int(size) for size in row["canvas"]))
-        drawn = canvas.cropped()
-        truth = row["frames"][:, : drawn.content_height_px, : drawn.content_width_px]
-        rows, gallery = _Rows(), GalleryWriter(truth)
+        comparison = _Comparison(row, canvas, self._recipe.timebase.stride)
+        truth, gallery = comparison.truth, GalleryWriter(comparison.truth)
         courses = self._courses(row)
         for window, chunks in zip(self._windows(row), self._drawn(row, canvas, courses), strict=True):
-            part = slice(window.first, window.stop + 1)
-            inside = slice(window.first - window.start, window.stop + 1 - window.start)
+            inside = window.positions - window.start
             recovered, redrawn = self._look_back(row, canvas, window, chunks)
             for course, chunk in zip(courses, chunks, strict=True):
                 seen = recovered[course.sample] if course.variant == "recorded" else None
-                self._measure(rows, row, window, course, chunk.frames[inside], truth, seen)
-            copied = np.repeat(truth[window.rollout_start][None], window.stop + 1 - window.first, axis=0)
-            self._measure(rows, row, window, _Course("copy", 0, row["actions"]), copied, truth, None)
+                self._measure(comparison, window, course, chunk.frames[inside], seen)
+            copied = np.repeat(truth[window.rollout_start][None], len(inside), axis=0)
+            self._measure(comparison, window, _Course("copy", 0, row["actions"]), copied, None)
             ceiling = _Course("ceiling", 0, row["actions"])
-            self._measure(rows, row, window, ceiling, redrawn[inside], truth, recovered[-1])
-            gallery.add(window.start, part, chunks[0].frames)
+            self._measure(comparison, window, ceiling, redrawn[inside], recovered[-1])
+            gallery.add(window.start, window.positions, chunks[0].frames)
         if row["in_gallery"]:
             gallery.write(self._output_dir, row["key"], fps=self._recipe.timebase.model_fps)
-        return {"measured": self._to_stream(rows, row)}
+        return {"measured": comparison.to_stream(self._recipe.action_names)}
+
+    def _measure(
+        self,
+        comparison: _Comparison,
+        window: _Window,
+        course: _Course,
+        frames: np.ndarray,
+        recovered: np.ndarray | None,
+    ) -> None:
+        truth, reference = comparison.truth[window.positions], comparison.truth[window.rollout_start]
+        scores = self._batcher.call(lambda: self._metrics(frames, truth, reference))
+        comparison.add(window, course, scores, recovered)
 
     def _courses(self, row: Row) -> list[_Course]:
         recorded = [_Course("recorded", sample, row["actions"]) for sample in range(self._recipe.num_samples)]
@@ -116,9 +156,9 @@ class Evaluate(EngineStage):
         filled = int(row["label_start"]) - offset
         for position in row["window_starts"]:
             start = int(position) - offset
-            stop = min(start + self._recipe.action_chunk, len(row["frames"]) - 1)
-            yield _Window(start, 0 if is_chain else start, filled + 1, stop)
-            filled = stop
+            last = min(start + self._recipe.action_chunk, len(row["frames"]) - 1)
+            yield _Window(start, 0 if is_chain else start, filled + 1, last)
+            filled = last
 
     def _drawn(self, row: Row, canvas: Canvas, courses: Sequence[_Course]) -> Iterator[list[Chunk]]:
         """For each window, the chunk of every course, drawn together."""
@@ -148,10 +188,9 @@ class Evaluate(EngineStage):
         Gives the recovered actions [chunk, D], physical, and the recording as the VAE draws it [chunk + 1, H, W, 3].
         Where a window ends before its chunk does, both clips end there, too.
         """
-        span = slice(window.start, window.stop + 1)
-        count = window.stop + 1 - window.start
-        clips = [(chunk.frames[:count], canvas.cropped(), False) for chunk in chunks[: self._recipe.num_samples]]
-        clips.append((row["frames"][span], canvas, True))
+        recording = row["frames"][window.start : window.last + 1]
+        rolled_out = [chunk.frames[: len(recording)] for chunk in chunks[: self._recipe.num_samples]]
+        clips = [*((clip, canvas.cropped(), False) for clip in rolled_out), (recording, canvas, True)]
         requests = []
         for sample, (clip, its_canvas, decode_video) in enumerate(clips):
             inputs = self._processor.window_inputs(clip, its_canvas, row["task"], mode="inverse_dynamics")
@@ -161,48 +200,7 @@ class Evaluate(EngineStage):
         recovered = [self._processor.postprocess(result)["action"] for result in results]
         return recovered, to_frames(results[-1].pixels)
 
-    def _measure(
-        self,
-        rows: _Rows,
-        row: Row,
-        window: _Window,
-        course: _Course,
-        frames: np.ndarray,
-        truth: np.ndarray,
-        recovered: np.ndarray | None,
-    ) -> None:
-        """Adds the rows of one window and course. `recovered` [chunk, D] begins with the window."""
-        part = slice(window.first, window.stop + 1)
-        count = window.stop + 1 - window.first
-        scores = self._batcher.call(lambda: self._metrics(frames, truth[part], truth[window.rollout_start]))
-        positions = np.arange(window.first, window.stop + 1)
-        given = course.actions[positions - 1]
-        seen = np.full_like(given, np.nan) if recovered is None else recovered[positions - 1 - window.start]
-        offset, stride = int(row["window_starts"][0]), self._recipe.timebase.stride
-        rows.add(
-            count,
-            episode_index=int(row["episode_index"]),
-            task=row["task"],
-            frame_index=(positions + offset) * stride,
-            timestamp=row["timestamps"][positions],
-            rollout_start=(window.rollout_start + offset) * stride,
-            horizon_step=positions - window.rollout_start,
-            variant=course.variant,
-            sample=course.sample,
-            action_given=given,
-            action_recovered=seen,
-            **{name: scores[name] for name in _MEASURES},
-        )
-
     def _seed(self, row: Row, sample: int, start: int) -> int:
         """Of a window that starts at this position of the segment. All courses of a sample share their noise."""
         base = window_seed(self._recipe.seed, int(row["episode_index"]), sample)
         return base + int(row["window_starts"][0]) + start
-
-    def _to_stream(self, rows: _Rows, row: Row) -> bytes:
-        names = self._recipe.action_names
-        table = evaluation_table(rows.joined(), names)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, evaluation_schema(names)) as writer:
-            writer.write_table(table)
-        return sink.getvalue().to_pybytes()
