@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -63,20 +64,15 @@ def main() -> int:
 
 def measure(scratch: Path, work: str, num_episodes: int) -> dict:
     """Bytes that driver and stages hold for themselves, after the first fifth of each one's time and at the end."""
-    import psutil
-
     resident: dict[str, list[int]] = defaultdict(list)
-
-    def sample(_: object) -> None:
-        own = psutil.Process()
-        resident["driver"].append(own.memory_full_info().uss)
-        for child in own.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if stage := re.search(r"Map\((\w+)\)", " ".join(child.cmdline())):
-                    resident[stage[1]].append(child.memory_full_info().uss)
-
-    _run_of(scratch, work, num_episodes)(sample)
-    sample(None)  # the driver once more, now that all is merged
+    run, is_done = _run_of(scratch, work, num_episodes), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(resident, is_done))
+    watcher.start()
+    try:
+        run()
+    finally:
+        is_done.set()
+        watcher.join()
     return {
         "episodes": num_episodes,
         "early_bytes": {name: values[len(values) // 5] for name, values in resident.items()},
@@ -84,7 +80,24 @@ def measure(scratch: Path, work: str, num_episodes: int) -> dict:
     }
 
 
-def _run_of(scratch: Path, work: str, num_episodes: int) -> Callable[[Callable], object]:
+def _watch(resident: dict[str, list[int]], is_done: threading.Event) -> None:
+    """Twice a second, and once more when all is merged."""
+    import psutil
+
+    own = psutil.Process()
+    while True:
+        was_done = is_done.wait(0.5)
+        resident["driver"].append(own.memory_full_info().uss)
+        for child in own.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # A stage's process carries its name from when it is ready; what it still imports then is no growth.
+                if stage := re.search(r"Map\((\w+)\)(?!.*__init__)", " ".join(child.cmdline())):
+                    resident[stage[1]].append(child.memory_full_info().uss)
+        if was_done:
+            return
+
+
+def _run_of(scratch: Path, work: str, num_episodes: int) -> Callable[[], object]:
     from pipeline.config import DatasetConfig, EngineConfig, LabelConfig, RolloutConfig
     from pipeline.demo.checkpoint import write_tiny_checkpoint
 
@@ -100,11 +113,11 @@ def _run_of(scratch: Path, work: str, num_episodes: int) -> Callable[[Callable],
         from pipeline.labelling import label, prepare
 
         prepared = prepare(LabelConfig(**shared))
-        return lambda sample: label(prepared, progress=sample)
+        return lambda: label(prepared)
     from pipeline.rollouts import prepare_forward, roll_out
 
     prepared = prepare_forward(RolloutConfig(**shared, actions=str(_write_actions(scratch / "actions.json"))))
-    return lambda sample: roll_out(prepared, progress=sample)
+    return lambda: roll_out(prepared)
 
 
 def _write_actions(path: Path) -> Path:
@@ -132,7 +145,8 @@ def _write_videos(folder: Path, count: int) -> Path:
 
 
 def _line(what: str, late: dict[str, int], early: dict[str, int]) -> str:
-    grown = ", ".join(f"{name} {late[name] / 2**20:.0f} MiB (x{late[name] / early[name]:.2f})" for name in late)
+    both = [name for name in late if name in early]
+    grown = ", ".join(f"{name} {late[name] / 2**20:.0f} MiB (x{late[name] / early[name]:.2f})" for name in both)
     return f"{what}: {grown}"
 
 
