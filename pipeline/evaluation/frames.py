@@ -113,7 +113,8 @@ def load_lpips(
     path = alexnet_path()
     if choice == "auto" and not path.is_file():
         return None, (
-            f"LPIPS needs AlexNet's weights, which are not at {path}: put {_WEIGHTS.url} there, or allow the download."
+            f"LPIPS needs AlexNet's weights, which are not at {path}: put {_WEIGHTS.url} there, or choose --lpips "
+            "download."
         )
     return _build_lpips(path).to(device), f"LPIPS on AlexNet ({path.name}), with the linear heads of torchmetrics."
 

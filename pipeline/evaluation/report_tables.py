@@ -115,15 +115,20 @@ def _at(metrics: Any, *path: str) -> Any:
 
 
 def key_figures(metrics: Mapping[str, Any]) -> list[KeyFigure]:
-    """PSNR, where something moves, above the copy, below the ceiling, and obedience."""
+    """PSNR, where something moves, above the copy, below the ceiling, and obedience.
+
+    What is compared is compared where something moves, as in the verdict; where nothing does, on the whole picture.
+    """
     scores, gains = metrics.get("metrics"), metrics.get("gains")
-    obedience = _at(metrics, "drops", "other_actions", "moving_psnr") or {"mean": metrics.get("obedience")}
+    moves = _at(scores, "moving_psnr", "recorded", "mean") is not None
+    name, whose = ("moving_psnr", "Moving PSNR") if moves else ("psnr", "PSNR")
+    obedience = _at(metrics, "drops", "other_actions", name) or {"mean": metrics.get("obedience")}
     return [
         _key_figure("PSNR", _at(scores, "psnr", "recorded"), "The rollout against the recorded video."),
         _key_figure("Moving PSNR", _at(scores, "moving_psnr", "recorded"), "Only where something moves."),
-        _key_figure("Over the copy", _at(gains, "copy", "psnr"), "PSNR above the first frame, copied.", signed=True),
-        _key_figure("Below the ceiling", _at(gains, "ceiling", "psnr"), "PSNR that the VAE would still allow."),
-        _key_figure("Obedience", obedience, "Moving PSNR lost when told another episode’s actions."),
+        _key_figure("Over the copy", _at(gains, "copy", name), f"{whose} above the first frame, copied.", signed=True),
+        _key_figure("Below the ceiling", _at(gains, "ceiling", name), f"{whose} that the VAE would still allow."),
+        _key_figure("Obedience", obedience, f"{whose} lost when told another episode’s actions."),
     ]
 
 

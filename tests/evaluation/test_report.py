@@ -107,7 +107,7 @@ def test_figures_are_worded_with_their_intervals(report):
     for phrase in ("Better than a copy. It does as it is told.", "24.25 dB 23.75 to 24.75", "+4.25 dB 3.75 to 4.75"):
         assert phrase in text
     assert "Obedience 4.75 dB 4.25 to 5.25" in text
-    assert "Below the ceiling – – PSNR" in text
+    assert "Below the ceiling – – Moving PSNR" in text
     assert "Moving PSNR 17.50 dB – Only" in text
     assert "3 episodes, 1,120 frames, 2 rollouts of each episode." in text
     assert "LPIPS: No weights on this machine." in text
