@@ -42,7 +42,7 @@ def test_real_droid_episodes_are_labelled_whole_and_only_once(tiny_checkpoint, s
         shared_data / "droid_real",
         tiny_checkpoint,
         tmp_path,
-        *("--dataset.timebase", "native", "--max_segment_mib", "10"),
+        *("--dataset.timebase", "native", "--max_segment_mib", "10", "--engine.num_inference_steps", "1"),
         *("--action_stats_path", str(shared_data / "stats" / "droid_lerobot_stats.json")),
     )
     prepared = prepare(config)
@@ -70,7 +70,7 @@ def test_real_droid_episodes_are_labelled_whole_and_only_once(tiny_checkpoint, s
 @pytest.mark.slow
 def test_one_damaged_video_fails_alone_and_by_name(ray_of_this_session, tiny_checkpoint, shared_data, tmp_path):
     videos = tmp_path / "videos"
-    shutil.copytree(shared_data / "droid_videos", videos)
+    shutil.copytree(shared_data / "droid_videos", videos, ignore=shutil.ignore_patterns("episode_[1245].*", "captions*"))
     damaged = videos / "episode_3.exterior_1.mp4"
     content = damaged.read_bytes()
     damaged.write_bytes(content[: len(content) * 6 // 10])
@@ -82,13 +82,13 @@ def test_one_damaged_video_fails_alone_and_by_name(ray_of_this_session, tiny_che
     summary = label(prepare(config))
 
     assert not summary.is_complete
-    assert summary.segments == {"planned": 8, "recorded": 6, "failed": 2, "recorded_earlier": 0}
+    assert summary.segments == {"planned": 4, "recorded": 2, "failed": 2, "recorded_earlier": 0}
     failures = {failure["error_type"]: failure["error"] for failure in summary.failures}
     assert damaged.name in failures.pop("VideoError")
     assert "at least 2" in failures.pop("EpisodeError")
     assert damaged.name in summary.render()
     labelled = set(pq.read_table(tmp_path / "out" / "labels")["episode_index"].to_pylist())
-    assert len(labelled) == 6
+    assert len(labelled) == 2
 
 
 def test_lerobot_v2_is_labelled_with_other_flags(tiny_checkpoint, shared_data, tmp_path):

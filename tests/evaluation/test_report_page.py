@@ -160,7 +160,6 @@ def test_theme_and_metric_can_be_switched(opened):
     dark = opened.evaluate(colours)
     assert light[0] != dark[0]
     assert light[1] != dark[1], "the chart follows"
-    opened.wait_for_timeout(500)  # a page's storage is written a moment later
     opened.reload()
     opened.evaluate("window.reportReady")
     assert opened.evaluate(colours) == dark, "the choice is kept"

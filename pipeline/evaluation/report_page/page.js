@@ -14,11 +14,8 @@ function showTheme() {
 function setUpTheme() {
   document.getElementById("theme-toggle").addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    try {
-      localStorage.setItem("report-theme", document.documentElement.dataset.theme);
-    } catch {
-      // Storage may be forbidden for files: then the choice lasts as long as the page.
-    }
+    // Kept in the address: it outlives a reload, can be sent along, and needs no storage, which files may not have.
+    history.replaceState(null, "", `#${document.documentElement.dataset.theme}`);
     showTheme();
   });
   systemIsDark.addEventListener("change", showTheme);
