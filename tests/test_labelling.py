@@ -70,7 +70,9 @@ def test_real_droid_episodes_are_labelled_whole_and_only_once(tiny_checkpoint, s
 @pytest.mark.slow
 def test_one_damaged_video_fails_alone_and_by_name(ray_of_this_session, tiny_checkpoint, shared_data, tmp_path):
     videos = tmp_path / "videos"
-    shutil.copytree(shared_data / "droid_videos", videos, ignore=shutil.ignore_patterns("episode_[1245].*", "captions*"))
+    shutil.copytree(
+        shared_data / "droid_videos", videos, ignore=shutil.ignore_patterns("episode_[1245].*", "captions*")
+    )
     damaged = videos / "episode_3.exterior_1.mp4"
     content = damaged.read_bytes()
     damaged.write_bytes(content[: len(content) * 6 // 10])

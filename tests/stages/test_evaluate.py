@@ -28,7 +28,7 @@ from pipeline.stages.engine_stage import EngineSettings
 from pipeline.stages.evaluate import Evaluate
 from pipeline.views import choose_canvas, pad
 
-CHUNK, NUM_FRAMES = 8, 19
+CHUNK, NUM_FRAMES = 4, 11
 HEIGHT, WIDTH, DRAWN_WIDTH = 64, 58, 48  # the VAE draws whole multiples of 16
 CANVAS = choose_canvas(HEIGHT, WIDTH, 256)
 EMBODIMENT = get_embodiment("droid_lerobot")
@@ -81,7 +81,7 @@ def make_row(chaining: str, *, in_gallery: bool = False) -> dict:
         "episode_index": 4,
         "task": "Push.",
         "num_positions": NUM_FRAMES,
-        "window_starts": [0, 8, 16] if chaining == "autoregressive" else [0, 8, 10],
+        "window_starts": [0, 4, 8] if chaining == "autoregressive" else [0, 4, 6],
         "label_start": 0,
         "label_stop": NUM_FRAMES - 1,
         "problem": "",
@@ -234,13 +234,15 @@ def test_every_frame_is_scored_once_per_variant_and_sample(make_stage, chaining)
         assert set(recorded["rollout_start"].to_pylist()) == {0}
     else:
         # The last window was moved back to end with the episode: it answers for its last two frames only.
-        assert steps == [*range(1, 9), *range(1, 9), 7, 8]
-        assert recorded["rollout_start"].to_pylist() == [0] * 8 + [16] * 8 + [20] * 2
+        assert steps == [*range(1, 5), *range(1, 5), 3, 4]
+        assert recorded["rollout_start"].to_pylist() == [0] * 4 + [8] * 4 + [12] * 2
     np.testing.assert_allclose(recorded["timestamp"].to_numpy(), np.arange(1, NUM_FRAMES) / 15)
     given = np.array(recorded["action_given"].to_pylist())
     np.testing.assert_allclose(given, row["actions"], rtol=1e-6)
     still = rows.filter(pa.compute.field("variant") == "zero_motion")
-    np.testing.assert_allclose(np.array(still["action_given"].to_pylist())[:, :9], [[0, 0, 0, 1, 0, 0, 0, 1, 0]] * 18)
+    np.testing.assert_allclose(
+        np.array(still["action_given"].to_pylist())[:, :9], [[0, 0, 0, 1, 0, 0, 0, 1, 0]] * (NUM_FRAMES - 1)
+    )
     for variant, is_recovered in {"recorded": True, "ceiling": True, "copy": False, "zero_motion": False}.items():
         chosen = rows.filter(pa.compute.field("variant") == variant)["action_recovered"]
         assert chosen.null_count == (0 if is_recovered else len(chosen))
@@ -276,9 +278,9 @@ def test_the_gallery_shows_the_same_moments(make_stage):
     assert np.abs(panels["recorded"].astype(int) - row["frames"][:, :, :DRAWN_WIDTH]).mean() < 4
     expected = np.minimum(2 * np.abs(panels["rollout"].astype(int) - panels["recorded"]), 255)
     assert np.abs(panels["difference"] - expected).mean() < 4
-    assert np.abs(panels["rollout"][8].astype(int) - row["frames"][0, :, :DRAWN_WIDTH]).mean() < 4
-    assert np.abs(panels["rollout"][9].astype(int) - row["frames"][8, :, :DRAWN_WIDTH]).mean() < 4, (
-        "drawn anew from frame 8"
+    assert np.abs(panels["rollout"][4].astype(int) - row["frames"][0, :, :DRAWN_WIDTH]).mean() < 4
+    assert np.abs(panels["rollout"][5].astype(int) - row["frames"][4, :, :DRAWN_WIDTH]).mean() < 4, (
+        "drawn anew from frame 4"
     )
 
 
