@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,17 @@ def write_video(
             frame.pts = position
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    _leave_real_time()
     return path
+
+
+def _leave_real_time() -> None:
+    """SVT-AV1, called by root, makes the calling thread a real-time one for good, and all that it starts inherits that.
+
+    Threads of a matrix product, which wait for each other by spinning, then keep each other off the cores for ever.
+    """
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def packet_spans(path: Path) -> list[tuple[int, int]]:
