@@ -106,52 +106,6 @@ class EpisodeErrors:
     num_no_rotation: int  # pairs in which six numbers span no plane; left out of `rotation`
 
 
-def recovered_pairs(
-    rows: pa.Table, variant: str, episode_index: np.ndarray, layout: ActionLayout
-) -> ActionPairs | None:
-    """The rows of `variant` that hold both actions; None where there are none.
-
-    Raises ResultError when their width is not the layout's or a number is not finite.
-    """
-    chosen = pc.and_(
-        pc.equal(rows["variant"], variant),
-        pc.and_(pc.is_valid(rows["action_given"]), pc.is_valid(rows["action_recovered"])),
-    )
-    rows = rows.select(["episode_index", "action_given", "action_recovered"]).filter(chosen)
-    if rows.num_rows == 0:
-        return None
-    given, recovered = (_columns(rows[name], name, layout) for name in ("action_given", "action_recovered"))
-    episode = np.searchsorted(episode_index, rows["episode_index"].to_numpy())
-    return ActionPairs(given, recovered, episode, len(episode_index))
-
-
-def mean_guess(pairs: ActionPairs) -> ActionPairs:
-    """The same given actions, each answered by their mean, in which every episode has the same weight."""
-    by_episode = [pairs.episode_means(column) for column in pairs.given.T]
-    mean = np.nanmean(np.stack(by_episode, axis=1), axis=0)
-    return ActionPairs(pairs.given, np.broadcast_to(mean, pairs.given.shape), pairs.episode, pairs.num_episodes)
-
-
-def episode_errors(pairs: ActionPairs, layout: ActionLayout) -> EpisodeErrors:
-    """Every error measure, by episode."""
-    errors = pairs.recovered - pairs.given
-    groups = {}
-    if layout.rot6d_starts:
-        groups["translation"] = _translation(pairs, errors, layout)
-    rotation, num_no_rotation = _rotation(pairs, layout)
-    if layout.rot6d_starts:
-        groups["rotation"] = rotation
-    if layout.open_or_closed:
-        groups["gripper"] = _gripper(pairs, layout)
-    return EpisodeErrors(
-        mae=np.stack([pairs.episode_means(column) for column in np.abs(errors).T], axis=1),
-        mse=np.stack([pairs.episode_means(column) for column in (errors**2).T], axis=1),
-        groups=groups,
-        num_frames=len(errors),
-        num_no_rotation=num_no_rotation,
-    )
-
-
 def measure_agreement(
     rows: pa.Table, episode_index: np.ndarray, layout: ActionLayout
 ) -> tuple[dict[str, EpisodeErrors], np.ndarray] | None:
