@@ -104,6 +104,17 @@ def window_starts(num_positions: int, action_chunk: int) -> list[int]:
     return starts if starts[-1] == last else [*starts, last]
 
 
+def cut_windows(
+    starts: Sequence[int], num_positions: int, action_chunk: int, windows_per_segment: int
+) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Runs of windows that make a segment each, and the positions `label_start..label_stop` that each answers for."""
+    label_stop = 0
+    for first in range(0, len(starts), windows_per_segment):
+        chosen = tuple(starts[first : first + windows_per_segment])
+        label_start, label_stop = label_stop, max(0, min(chosen[-1] + action_chunk, num_positions - 1))
+        yield chosen, label_start, label_stop
+
+
 def max_windows(recipe: Recipe, max_segment_bytes: int) -> int:
     """How many windows fit in a segment, counting frames of the tier's largest canvas, three bytes a pixel."""
     frame_bytes = 3 * max(width * height for width, height in RESOLUTION_TIERS[str(recipe.image_size)])
@@ -128,10 +139,7 @@ def _plan_episode(
     num_positions = len(recipe.timebase.frame_indexes(episode.num_frames))
     identity = digest(dataset.episode_identity(episode.episode_index, recipe.cameras))
     starts = window_starts(num_positions, recipe.action_chunk)
-    label_start = 0
-    for first in range(0, len(starts), windows_per_segment):
-        chosen = tuple(starts[first : first + windows_per_segment])
-        label_stop = max(0, min(chosen[-1] + recipe.action_chunk, num_positions - 1))
+    for chosen, label_start, label_stop in cut_windows(starts, num_positions, recipe.action_chunk, windows_per_segment):
         yield Segment(
             key=digest([RECORD_VERSION, recipe_digest, identity, chosen]),
             episode_index=episode.episode_index,
@@ -142,7 +150,6 @@ def _plan_episode(
             label_stop=label_stop,
             problem=episode.problem,
         )
-        label_start = label_stop
 
 
 def estimate_flops(recipe: Recipe, model: TransformerConfig, num_windows: int) -> float:

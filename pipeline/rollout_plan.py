@@ -17,7 +17,7 @@ from pipeline.action_sources import ActionSource
 from pipeline.datasets import Episode, RobotVideoDataset
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest
-from pipeline.plan import RECORD_VERSION, Plan, Segment, choose_episodes, max_windows, window_starts
+from pipeline.plan import RECORD_VERSION, Plan, Segment, choose_episodes, cut_windows, max_windows, window_starts
 from pipeline.recipe import EvaluationRecipe, Recipe, RolloutRecipe
 
 
@@ -174,11 +174,9 @@ def _evaluated(
     others = (other_episode_index,) if other_episode_index >= 0 else ()
     identity = keys.identity(episode.episode_index, *others)
     num_positions = len(recipe.timebase.frame_indexes(episode.num_frames))
-    starts, stop = chunk_starts(num_positions, recipe), 0
-    for first in range(0, len(starts), windows_per_segment):
-        windows = tuple(starts[first : first + windows_per_segment])
-        start, stop = stop, max(0, min(windows[-1] + recipe.action_chunk, num_positions - 1))
-        is_shown = in_gallery and first == 0
+    starts = chunk_starts(num_positions, recipe)
+    for windows, start, stop in cut_windows(starts, num_positions, recipe.action_chunk, windows_per_segment):
+        is_shown = in_gallery and windows[0] == 0
         yield EvaluationSegment(
             key=keys.key(identity, windows, is_shown),
             episode_index=episode.episode_index,
