@@ -46,6 +46,10 @@ class CheckpointError(PipelineError):
     """A checkpoint folder, its config or one of its tensors is not what the engine can load."""
 
 
+class StorageError(PipelineError):
+    """A disk or an object store does not do what was asked, also when asked again."""
+
+
 class StageError(PipelineError):
     """A stage could not be set up, or Ray gave up on it: the run stops, what is recorded stays."""
 
