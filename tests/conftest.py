@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import shell_environment  # noqa: F401 - taken before any test imports anything
 import torch  # noqa: F401 - before decord, whose libraries make torch's convolutions crash when they come first
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -25,3 +31,36 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server on loopback. This process finds it by its environment; others need `s3.environment` in theirs.
+
+    It is shared by the whole session: tests use prefixes of their own.
+    """
+    import fsspec.config
+    from s3_server import S3Server
+    from s3fs import S3FileSystem
+
+    server, before = S3Server(), dict(os.environ)
+    os.environ.pop("AWS_PROFILE", None)
+    os.environ.update(server.environment)
+    fsspec.config.conf["s3"] = server.options  # else read from the environment, but only when it is imported
+    S3FileSystem.clear_instance_cache()
+    yield server
+    os.environ.clear()
+    os.environ.update(before)
+    del fsspec.config.conf["s3"]
+    S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_of_this_session() -> Iterator[None]:
+    """The one Ray of this process; a run that is given no cluster joins it."""
+    from pipeline.config import RayConfig
+    from pipeline.stages.on_ray import ray_session
+
+    with ray_session(RayConfig()):
+        yield

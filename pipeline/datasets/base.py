@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
-from pipeline.datasets.video import read_video_frames
+from pipeline.datasets.video import MAX_EPISODE_FRAMES, read_video_frames
 from pipeline.errors import DatasetError, EpisodeError, VideoError, did_you_mean
-from pipeline.fingerprint import digest, digest_file
+from pipeline.fingerprint import RECORDING_BLOCKS, digest, digest_file
+from pipeline.storage import file_sizes, inside, is_local
 
 # Less than half a frame, so that at most one frame fits; more than the millisecond to which Matroska rounds.
 _TOLERANCE_FRAMES = 0.25
+_NUM_READING_THREADS = 16  # they wait for a disk or a network, and hash without the interpreter's lock
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,34 @@ class VideoSpan:
 
 
 class RobotVideoDataset(ABC):
-    """Episodes, their frames and what was recorded with them. Instances can be pickled."""
+    """Episodes, their frames and what was recorded with them, on a disk or in an object store.
 
-    root: Path
+    Instances can be pickled; what they only remember stays behind. Whatever is read may raise `StorageError` where an
+    object store does not hand it out, and `DatasetError` where metadata or links lead out of `root`.
+    """
+
+    root: Path | UPath
     format: str  # "lerobot_v3", "lerobot_v2" or "videos"
     fps: float
     cameras: tuple[str, ...]  # sorted; those that have files
     warnings: tuple[str, ...]
     features: dict[str, int]  # recorded numeric feature → width; bookkeeping columns are left out
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | UPath) -> None:
         self.root = root
+        self._fingerprint: str | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Empties what can be read again, and would only be dead weight in a process that gets a copy."""
         self._file_identities: dict[str, dict[str, Any]] = {}
+        self._folders: dict[str, dict[str, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied._forget()
+        return copied.__dict__
 
     @property
     def num_episodes(self) -> int:
@@ -87,13 +107,17 @@ class RobotVideoDataset(ABC):
         Raises `EpisodeError` when the recording is missing, damaged or shorter than its metadata says.
         """
 
+    @abstractmethod
+    def _metadata(self) -> Any:
+        """JSON-able: what `fingerprint` is made of, the same wherever the dataset lies."""
+
     def _data_path(self, episode_index: int) -> str | None:
         """Relative path of the file that holds the episode's recorded numbers; None where there is none."""
         return None
 
-    def video_path(self, episode_index: int, camera: str) -> Path:
+    def video_path(self, episode_index: int, camera: str) -> Path | UPath:
         """The file that holds these frames: always below `root`, not always there."""
-        return self.root / self.video_span(episode_index, camera).path
+        return self._inside(self.video_span(episode_index, camera).path)
 
     def read_frames(self, episode_index: int, camera: str, frame_indexes: Sequence[int]) -> np.ndarray:
         """uint8 [N, H, W, 3], RGB: exactly these frames of the episode, `frame_indexes` strictly increasing.
@@ -102,7 +126,7 @@ class RobotVideoDataset(ABC):
         """
         episode = self.episode(episode_index)
         span = self.video_span(episode_index, camera)
-        path = self.root / span.path
+        path = self._inside(span.path)
         indexes = np.asarray(frame_indexes, dtype=np.int64)
         where = f"episode {episode_index}, camera {camera!r}"
         _check_frame_indexes(f"{path}: {where}", indexes, episode)
@@ -120,6 +144,7 @@ class RobotVideoDataset(ABC):
 
         Holds length, task, fps, each camera's file (path, size, digest and, where files hold many episodes, the
         span in seconds) and the file of recorded numbers. A missing file is `{"missing": True}` and no error.
+        Of many episodes, `prepare_identities` first.
         """
         episode = self.episode(episode_index)
         return {
@@ -132,10 +157,42 @@ class RobotVideoDataset(ABC):
             "data": self._data_identity(episode_index),
         }
 
+    def prepare_identities(self, episode_indexes: Iterable[int], cameras: Sequence[str]) -> None:
+        """Reads now, many files at a time, what `episode_identity` would read one by one.
+
+        That is a matter of minutes instead of hours where thousands of files lie in an object store.
+        """
+        paths = {path: None for index in episode_indexes for path in self._files_of(index, cameras)}
+        unknown = [path for path in paths if path not in self._file_identities]
+        with ThreadPoolExecutor(_NUM_READING_THREADS) as pool:
+            if not is_local(self.root):
+                folders = sorted({str(PurePosixPath(path).parent) for path in unknown} - set(self._folders))
+                self._folders.update(zip(folders, pool.map(self._list, folders), strict=True))
+            self._file_identities.update(zip(unknown, pool.map(self._identify, unknown), strict=True))
+
     def fingerprint(self) -> str:
-        """Tells this recording from others by its metadata alone, wherever it lies: frame rate and episode lengths."""
-        lengths = [[int(index), self.episode(int(index)).num_frames] for index in self.episode_indexes()]
-        return digest([self.fps, lengths])
+        """Tells this recording from others by its metadata alone, wherever it lies.
+
+        Of a LeRobot dataset: the content of the format's files in `meta/`, so also tasks and statistics, but nothing
+        else that lies there. Of plain videos: their relative paths and sizes, but not their captions. Data and videos
+        are not read: `episode_identity` does that.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = digest([self.format, self._metadata()])
+        return self._fingerprint
+
+    def _files_of(self, episode_index: int, cameras: Sequence[str]) -> list[str]:
+        paths = []
+        for camera in cameras:
+            try:
+                paths.append(self.video_span(episode_index, camera).path)
+            except VideoError:
+                continue  # no file, so nothing to read
+        try:
+            data = self._data_path(episode_index)
+        except EpisodeError:
+            data = None
+        return paths if data is None else [*paths, data]
 
     def _video_identity(self, episode_index: int, camera: str) -> dict[str, Any]:
         try:
@@ -154,8 +211,47 @@ class RobotVideoDataset(ABC):
 
     def _file_identity(self, path: str) -> dict[str, Any]:
         if path not in self._file_identities:
-            self._file_identities[path] = _identify(self.root, path)
+            self._file_identities[path] = self._identify(path)
         return dict(self._file_identities[path])
+
+    def _identify(self, path: str) -> dict[str, Any]:
+        size = self._size(path)
+        try:
+            file = self._inside(path)
+            if size is not None:
+                return {"path": path, "size": size, "digest": digest_file(file, num_blocks=RECORDING_BLOCKS, size=size)}
+        except FileNotFoundError:
+            pass  # gone since it was listed
+        except OSError as error:
+            raise DatasetError(
+                f"{self.root / path}: expected a file that can be read, found {error}; mend its rights or the disk"
+            ) from error
+        return {"path": path, "missing": True}
+
+    def _size(self, path: str) -> int | None:
+        """Of a file in bytes; None where it is missing. One listing tells it for all files of a remote folder."""
+        if is_local(self.root):
+            file = self._inside(path)
+            return file.stat().st_size if file.is_file() else None
+        return self._files_in(str(PurePosixPath(path).parent)).get(PurePosixPath(path).name)
+
+    def _files_in(self, folder: str) -> dict[str, int]:
+        """Name → size of the files in a folder, given by its path relative to the root. Remembered of a remote one."""
+        if is_local(self.root):
+            return self._list(folder)
+        if folder not in self._folders:
+            self._folders[folder] = self._list(folder)
+        return self._folders[folder]
+
+    def _list(self, folder: str) -> dict[str, int]:
+        return file_sizes(self.root if folder == "." else self._inside(folder), recursive=False)
+
+    def _inside(self, path: str) -> Path | UPath:
+        return inside(self.root, path, said_by=self._described_by())
+
+    def _described_by(self) -> Path | UPath:
+        """Where paths of files come from, for messages."""
+        return self.root
 
     def _check_camera(self, camera: str) -> None:
         if camera not in self.cameras:
@@ -172,11 +268,11 @@ class RobotVideoDataset(ABC):
         )
 
 
-def _identify(root: Path, path: str) -> dict[str, Any]:
-    file = root / path
-    if not file.is_file():
-        return {"path": path, "missing": True}
-    return {"path": path, "size": file.stat().st_size, "digest": digest_file(file)}
+def length_problem(where: object, length: int | None) -> str | None:
+    """What is wrong with an episode's length as its metadata gives it, for `Episode.problem`; None if it can be."""
+    if length is not None and 0 < length <= MAX_EPISODE_FRAMES:
+        return None
+    return f"{where} says its length is {length}; expected at least one frame, and at most {MAX_EPISODE_FRAMES}"
 
 
 def _check_frame_indexes(where: str, indexes: np.ndarray, episode: Episode) -> None:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from upath import UPath
 
 from pipeline.datasets.base import RobotVideoDataset
-from pipeline.datasets.lerobot_info import LeRobotInfo
+from pipeline.datasets.lerobot_info import META, LeRobotInfo
 from pipeline.datasets.lerobot_rows import read_episode_rows
 from pipeline.errors import DatasetError, EpisodeError, VideoError
+from pipeline.fingerprint import digest_file
+from pipeline.storage import file_sizes
+
+# The format's own files in `meta/`, of all its versions. Others come and go there without another recording.
+_OWN_METADATA = re.compile(r"(info|stats)\.json|(tasks|episodes|episodes_stats)\.(jsonl|parquet)|episodes/.+\.parquet")
+_NUM_READING_THREADS = 16
 
 
 class LeRobotDataset(RobotVideoDataset):
     """A LeRobot dataset of either generation. Subclasses read the episodes' metadata, then call `_find_cameras`."""
 
-    def __init__(self, root: Path, info: LeRobotInfo) -> None:
+    def __init__(self, root: Path | UPath, info: LeRobotInfo) -> None:
         super().__init__(root)
         self.info = info
         self.fps = info.fps
@@ -56,8 +66,21 @@ class LeRobotDataset(RobotVideoDataset):
         episode = self.episode(episode_index)
         return read_episode_rows(self._file(episode_index), episode_index, episode.num_frames, keys)
 
-    def _file(self, episode_index: int) -> Path:
-        return self.root / self._data_path(episode_index)
+    def _file(self, episode_index: int) -> Path | UPath:
+        return self._inside(self._data_path(episode_index))
+
+    def _described_by(self) -> Path | UPath:
+        return self.info.file
+
+    def _metadata(self) -> Any:
+        sizes = file_sizes(self._inside(META), recursive=True)
+        own = sorted(name for name in sizes if _OWN_METADATA.fullmatch(name))
+
+        def digest_of(name: str) -> str:
+            return digest_file(self._inside(f"{META}/{name}"), size=sizes[name])
+
+        with ThreadPoolExecutor(_NUM_READING_THREADS) as pool:
+            return dict(zip(own, pool.map(digest_of, own), strict=True))
 
     def _find_cameras(self, declared: Sequence[str]) -> None:
         """Set `cameras` to those declared that have files, and `warnings` to what was left out."""
@@ -78,10 +101,10 @@ class LeRobotDataset(RobotVideoDataset):
 
     def _file_or_neighbour_exists(self, episode_index: int, camera: str) -> bool:
         try:
-            path = self.video_path(episode_index, camera)
+            path = self.video_span(episode_index, camera).path
         except VideoError:
             return False
-        return path.is_file() or (path.parent.is_dir() and any(entry.is_file() for entry in path.parent.iterdir()))
+        return bool(self._files_in(str(PurePosixPath(path).parent)))
 
     def _camera_warnings(self) -> list[str]:
         phantoms = [camera for camera in self.info.cameras if camera not in self.cameras]

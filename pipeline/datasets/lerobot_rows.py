@@ -13,22 +13,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from upath import UPath
 
+from pipeline.datasets.remote_file import opened
 from pipeline.errors import EpisodeError
 
 _EPISODE, _FRAME = "episode_index", "frame_index"
+_MAX_ROWS = 50_000_000  # in the row groups of one episode: Parquet can say in a kilobyte what takes a terabyte to hold
 
 
-def read_episode_rows(path: Path, episode_index: int, num_frames: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def read_episode_rows(
+    path: Path | UPath, episode_index: int, num_frames: int, keys: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Those of `keys` that the file has: float64 [num_frames, width] each, frames in order.
 
-    Raises `EpisodeError` naming the file when it is missing or damaged, or does not hold exactly the episode's frames.
+    Raises `EpisodeError` naming the file when it is missing or damaged, or does not hold exactly the episode's frames;
+    `StorageError` where an object store does not hand it out.
     """
-    if not path.is_file():
-        raise EpisodeError(f"{path}: expected the recording of episode {episode_index}, found nothing; fetch it again")
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             table = _episode_table(file, episode_index, keys)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise EpisodeError(
+            f"{path}: expected the recording of episode {episode_index}, found nothing; fetch it again"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         raise EpisodeError(f"{path}: expected a Parquet file, found {error}; fetch it again") from error
     _check_rows(path, table, episode_index, num_frames)
@@ -38,7 +46,12 @@ def read_episode_rows(path: Path, episode_index: int, num_frames: int, keys: Seq
 def _episode_table(file: pq.ParquetFile, episode_index: int, keys: Sequence[str]) -> pa.Table:
     recorded = file.schema_arrow.names
     columns = [name for name in dict.fromkeys([_EPISODE, _FRAME, *keys]) if name in recorded]
+    if len(set(recorded)) < len(recorded):
+        raise pa.ArrowInvalid(f"two columns of one name among {', '.join(recorded)}")
     groups = [i for i in range(file.num_row_groups) if _may_hold(file, i, episode_index)]
+    num_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
+    if num_rows > _MAX_ROWS:
+        raise pa.ArrowInvalid(f"{num_rows} rows to read for one episode, more than {_MAX_ROWS}")
     table = file.read_row_groups(groups, columns=columns)
     if _EPISODE not in recorded:
         return table
@@ -49,12 +62,13 @@ def _may_hold(file: pq.ParquetFile, group: int, episode_index: int) -> bool:
     row_group = file.metadata.row_group(group)
     for i in range(row_group.num_columns):
         column = row_group.column(i)
-        if column.path_in_schema == _EPISODE and column.statistics is not None and column.statistics.has_min_max:
-            return column.statistics.min <= episode_index <= column.statistics.max
+        found = column.statistics if column.path_in_schema == _EPISODE else None
+        if found is not None and found.has_min_max and isinstance(found.min, int) and isinstance(found.max, int):
+            return found.min <= episode_index <= found.max
     return True
 
 
-def _check_rows(path: Path, table: pa.Table, episode_index: int, num_frames: int) -> None:
+def _check_rows(path: Path | UPath, table: pa.Table, episode_index: int, num_frames: int) -> None:
     if table.num_rows != num_frames:
         raise EpisodeError(
             f"{path}: expected {num_frames} rows of episode {episode_index}, found {table.num_rows}; the recording and "
@@ -67,7 +81,7 @@ def _check_rows(path: Path, table: pa.Table, episode_index: int, num_frames: int
         )
 
 
-def _matrix(path: Path, key: str, column: pa.ChunkedArray) -> np.ndarray:
+def _matrix(path: Path | UPath, key: str, column: pa.ChunkedArray) -> np.ndarray:
     """float64 [T, width] of a scalar, list or nested list column; a missing number becomes NaN."""
     values, num_rows = column.combine_chunks(), len(column)
     if isinstance(values, pa.ExtensionArray):

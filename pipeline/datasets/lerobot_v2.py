@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.base import Episode, VideoSpan
+from upath import UPath
+
+from pipeline.datasets.base import Episode, VideoSpan, length_problem
 from pipeline.datasets.json_lines import read_json_lines
 from pipeline.datasets.lerobot import LeRobotDataset
-from pipeline.datasets.lerobot_info import LeRobotInfo
+from pipeline.datasets.lerobot_info import META, LeRobotInfo
 from pipeline.errors import DatasetError
 
 
@@ -22,10 +24,10 @@ class LeRobotV2Dataset(LeRobotDataset):
 
     format = "lerobot_v2"
 
-    def __init__(self, root: Path, info: LeRobotInfo) -> None:
+    def __init__(self, root: Path | UPath, info: LeRobotInfo) -> None:
         super().__init__(root, info)
         self._chunks_size = info.require_chunks_size()
-        self._episodes = _read_episodes(root / "meta" / "episodes.jsonl")
+        self._episodes = _read_episodes(self._inside(f"{META}/episodes.jsonl"))
         self._find_cameras(info.cameras)
 
     def episode_indexes(self) -> Sequence[int]:
@@ -50,7 +52,7 @@ class LeRobotV2Dataset(LeRobotDataset):
         )
 
 
-def _read_episodes(path: Path) -> dict[int, Episode]:
+def _read_episodes(path: Path | UPath) -> dict[int, Episode]:
     episodes: dict[int, Episode] = {}
     for where, line in read_json_lines(path):
         episode = _parse_episode(where, line)
@@ -66,8 +68,8 @@ def _read_episodes(path: Path) -> dict[int, Episode]:
 
 def _parse_episode(where: str, line: dict[str, Any]) -> Episode:
     index, length = _integer(where, line, "episode_index"), _integer(where, line, "length")
-    problem = None if length else f"{where} says its length is 0; expected at least one frame"
-    return Episode(index, length, _first_task(where, line), problem)
+    problem = length_problem(where, length)
+    return Episode(index, 0 if problem else length, _first_task(where, line), problem)
 
 
 def _integer(where: str, line: dict[str, Any], field: str) -> int:

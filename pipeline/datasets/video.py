@@ -2,7 +2,9 @@
 
 PyAV rather than decord: LeRobot brings it along anyway, its wheel carries dav1d so AV1 opens on every machine, it gives
 exact presentation times, and it seeks without indexing the whole file first (a LeRobot v3.0 file holds many episodes,
-hundreds of megabytes).
+hundreds of megabytes). A file is read where it lies, on a disk or in an object store.
+
+A header is a stranger's promise: what it takes to believe it is counted before anything is decoded.
 """
 
 from __future__ import annotations
@@ -19,8 +21,19 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from upath import UPath
 
+from pipeline.datasets.remote_file import RemoteFile, opened
 from pipeline.errors import VideoError
+from pipeline.storage import open_path
+
+# Nearly twice the 8192 x 4352 of the highest levels of H.264, HEVC and AV1; 200 MB as RGB. FFmpeg's own limit is 2^31.
+MAX_FRAME_PIXELS = 8192 * 8192
+# Of the pictures that one call returns: five minutes of VGA at 30 Hz, most of a minute of Full HD. A segment is less.
+MAX_CALL_BYTES = 8 * 1024**3
+# 92 hours at 30 Hz, and still a small array of indexes.
+MAX_EPISODE_FRAMES = 10_000_000
+MAX_TIME_S = 1e9  # the largest time stamps that survive FFmpeg's 64-bit ones in any time base
 
 
 @dataclass(frozen=True)
@@ -43,14 +56,25 @@ class _Reading:
     error: FFmpegError | None
 
 
-def probe_video(path: str | Path) -> VideoInfo:
+@dataclass(frozen=True)
+class _Wanted:
+    """What to read, and the name of the file in messages."""
+
+    path: Path | UPath
+    times_s: Sequence[float]
+    tolerance_s: float
+
+
+def probe_video(path: str | Path | UPath, *, size: int | None = None) -> VideoInfo:
     """Read a file's header; where it has no frame count (Matroska, WebM), count packets. Nothing is decoded.
 
-    Raises `VideoError` naming the file when it is missing, cannot be opened, or lacks frames, a frame rate or times.
+    `size` in bytes, where it is known, saves an object store a request. Raises `VideoError` naming the file when it is
+    missing, cannot be opened, lacks frames, a frame rate or times, or promises what no video has; `StorageError` where
+    an object store does not hand it out.
     """
-    path = _existing(path)
+    path = open_path(path)
     try:
-        with av.open(str(path)) as container:
+        with opened(_existing(path), size) as source, _open(source) as container:
             stream = _video_stream(path, container)
             header = _header(path, container, stream)
             container.seek(0)
@@ -60,34 +84,63 @@ def probe_video(path: str | Path) -> VideoInfo:
         raise VideoError(
             f"{path}: expected a video, found a file that cannot be opened ({error}); replace it"
         ) from error
+    except FileNotFoundError as error:
+        raise _missing(path) from error
 
 
-def read_video_frames(path: str | Path, times_s: Sequence[float], *, tolerance_s: float) -> np.ndarray:
+def read_video_frames(path: str | Path | UPath, times_s: Sequence[float], *, tolerance_s: float) -> np.ndarray:
     """uint8 [N, H, W, 3], RGB: for each time the nearest frame, at most `tolerance_s` away from it.
 
     `times_s` are seconds from the start of the video stream, not decreasing. Decoding begins at the last keyframe
-    before the first of them. Raises `VideoError` naming the file unless every single frame was decoded without fault.
+    before the first of them. Raises `VideoError` naming the file unless every single frame was decoded without fault,
+    and before anything is decoded where the frames would be larger than `MAX_FRAME_PIXELS` or, together, than
+    `MAX_CALL_BYTES`; `StorageError` where an object store does not hand the file out.
     """
-    path = _existing(path)
-    if len(times_s) == 0:
-        raise VideoError(f"{path}: expected at least one frame time, found none")
-    reading = _read(path, times_s, tolerance_s, from_start=False)
-    if reading.error is not None:
-        # H.264 and HEVC have keyframes at which a strict decoder cannot begin (open GOPs): that is no damage.
-        reading = _read(path, times_s, tolerance_s, from_start=True)
+    wanted = _Wanted(open_path(path), times_s, tolerance_s)
+    _check_times(wanted)
+    try:
+        with opened(_existing(wanted.path)) as source:
+            reading = _read(wanted, source, from_start=False)
+            if reading.error is not None:
+                # H.264 and HEVC have keyframes at which a strict decoder cannot begin (open GOPs): that is no damage.
+                reading = _read(wanted, source, from_start=True)
+    except FileNotFoundError as error:
+        raise _missing(wanted.path) from error
     if reading.num_found < len(times_s):
-        raise _incomplete(path, times_s, tolerance_s, reading) from reading.error
+        raise _incomplete(wanted, reading) from reading.error
     return reading.frames_NHWC
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: expected a video file, found nothing there; fetch it again or leave the episode out")
+def _existing(path: Path | UPath) -> Path | UPath:
+    if isinstance(path, Path) and not path.is_file():
+        raise _missing(path)
     return path
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def _missing(path: Path | UPath) -> VideoError:
+    return VideoError(f"{path}: expected a video file, found nothing there; fetch it again or leave the episode out")
+
+
+def _check_times(wanted: _Wanted) -> None:
+    if len(wanted.times_s) == 0:
+        raise VideoError(f"{wanted.path}: expected at least one frame time, found none")
+    if not np.all(np.abs(np.asarray(wanted.times_s)) <= MAX_TIME_S):
+        raise VideoError(
+            f"{wanted.path}: expected frame times of at most {MAX_TIME_S:g} s, found {wanted.times_s[0]} s to "
+            f"{wanted.times_s[-1]} s; mend the metadata that gives them"
+        )
+
+
+def _open(source: Path | RemoteFile) -> InputContainer:
+    # FFmpeg decodes a little already to find out what it has; the option keeps it from frames that we would refuse.
+    options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    if isinstance(source, Path):
+        return av.open(str(source), options=options)
+    source.seek(0)
+    return av.open(source, options=options)
+
+
+def _video_stream(path: Path | UPath, container: InputContainer) -> VideoStream:
     if not container.streams.video:
         raise VideoError(f"{path}: expected a video stream, found none; replace the file")
     stream = container.streams.video[0]
@@ -96,25 +149,48 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
-def _header(path: Path, container: InputContainer, stream: VideoStream) -> VideoInfo:
+def _header(path: Path | UPath, container: InputContainer, stream: VideoStream) -> VideoInfo:
     fps = stream.guessed_rate or stream.average_rate
     if not fps:
         raise VideoError(f"{path}: expected a frame rate in the header, found none; re-encode the file")
     num_frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-    if num_frames == 0:
-        raise VideoError(f"{path}: expected frames, found an empty video stream; replace the file")
+    if not 0 < num_frames <= MAX_EPISODE_FRAMES:
+        found = f"{num_frames} in its header" if num_frames else "an empty video stream"
+        raise VideoError(f"{path}: expected 1 to {MAX_EPISODE_FRAMES} frames, found {found}; replace the file")
+    _check_budget(path, stream.width, stream.height, num_frames=1)
     duration_s = float(stream.duration * stream.time_base) if stream.duration else num_frames / float(fps)
     return VideoInfo(float(fps), num_frames, stream.height, stream.width, duration_s)
 
 
-def _read(path: Path, times_s: Sequence[float], tolerance_s: float, *, from_start: bool) -> _Reading:
+def _check_budget(path: Path | UPath, width: int, height: int, *, num_frames: int) -> None:
+    """Raises `VideoError` where so many pictures of that size are more than any video is, or than one call may hold."""
+    if not 0 < width * height <= MAX_FRAME_PIXELS:
+        # FFmpeg, which knows the limit too, answers 0 x 0 for most of what is beyond it.
+        found = f"{width} x {height}" if width and height else "no size within that limit"
+        raise VideoError(
+            f"{path}: expected frames of at most {MAX_FRAME_PIXELS} pixels, found {found} in its header; the file is "
+            "damaged or no recording of a robot: replace it or leave the episode out"
+        )
+    num_bytes = 3 * width * height * num_frames
+    if num_bytes > MAX_CALL_BYTES:
+        raise VideoError(
+            f"{path}: expected to read at most {MAX_CALL_BYTES / 1024**3:.3g} GiB at once, found that {num_frames} "
+            f"frames of {width} x {height} take {num_bytes / 1024**3:.3g} GiB; read fewer, or scale the video down"
+        )
+
+
+def _read(wanted: _Wanted, source: Path | RemoteFile, *, from_start: bool) -> _Reading:
+    path, times_s = wanted.path, wanted.times_s
     frames_NHWC, num_found = np.empty((0, 0, 0, 3), np.uint8), 0
     try:
-        with av.open(str(path)) as container:
+        with _open(source) as container:
             stream = _video_stream(path, container)
+            width, height = stream.width, stream.height  # as promised: decoding sets them to what it finds
+            _check_budget(path, width, height, num_frames=len(times_s))
             _be_strict(stream)
             frames = _decode(path, container, stream, None if from_start else times_s[0])
-            for picture in _pictures(frames, times_s, tolerance_s, _start_s(stream)):
+            promised = _promised(path, frames, width, height)
+            for picture in _pictures(promised, times_s, wanted.tolerance_s, _start_s(stream)):
                 if num_found == 0:
                     frames_NHWC = np.empty((len(times_s), *picture.shape), np.uint8)
                 _require_size(path, picture, frames_NHWC)
@@ -125,9 +201,22 @@ def _read(path: Path, times_s: Sequence[float], tolerance_s: float, *, from_star
     return _Reading(frames_NHWC, num_found, None)
 
 
+def _promised(
+    path: Path | UPath, frames: Iterator[tuple[float, VideoFrame]], width: int, height: int
+) -> Iterator[tuple[float, VideoFrame]]:
+    """The same (time, frame), none of them larger than the header said."""
+    for time_s, frame in frames:
+        if frame.width > width or frame.height > height:
+            raise VideoError(
+                f"{path}: expected frames of {width} x {height}, as its header says, found one of {frame.width} x "
+                f"{frame.height} at {time_s:.3f} s; re-encode it or leave the episode out"
+            )
+        yield time_s, frame
+
+
 def _be_strict(stream: VideoStream) -> None:
     # By default FFmpeg paints over damaged H.264 with the frame before it and reports nothing.
-    stream.codec_context.options = {"err_detect": "explode"}
+    stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_FRAME_PIXELS)}
     # The load stage has a process per core already; decoder threads on top would only compete with them.
     stream.codec_context.thread_count = 1
 
@@ -137,7 +226,7 @@ def _start_s(stream: VideoStream) -> float:
 
 
 def _decode(
-    path: Path, container: InputContainer, stream: VideoStream, first_s: float | None
+    path: Path | UPath, container: InputContainer, stream: VideoStream, first_s: float | None
 ) -> Iterator[tuple[float, VideoFrame]]:
     """(time in seconds, frame) from the last keyframe at or before `first_s` on; from the first one if it is None."""
     start_pts = stream.start_time or 0
@@ -166,7 +255,9 @@ def _packets_from(container: InputContainer, stream: VideoStream, pts: int) -> I
         target = start_pts if found >= target else max(start_pts, found - 1)
 
 
-def _decode_packets(path: Path, container: InputContainer, packets: Iterator[av.Packet]) -> Iterator[VideoFrame]:
+def _decode_packets(
+    path: Path | UPath, container: InputContainer, packets: Iterator[av.Packet]
+) -> Iterator[VideoFrame]:
     keyframe_pts = None
     for packet in packets:
         if packet.size and keyframe_pts is None:
@@ -178,7 +269,7 @@ def _decode_packets(path: Path, container: InputContainer, packets: Iterator[av.
             yield from packet.decode()
 
 
-def _refuse_guessed_times(path: Path, container: InputContainer, packet: av.Packet) -> None:
+def _refuse_guessed_times(path: Path | UPath, container: InputContainer, packet: av.Packet) -> None:
     if container.format.name == "avi" and packet.pts != packet.dts:
         raise VideoError(
             f"{path}: expected presentation times, found an AVI, which stores none, with H.264 or reordered "
@@ -206,17 +297,18 @@ def _distance_s(wanted_s: float, frame: tuple[float, VideoFrame]) -> float:
     return abs(frame[0] - wanted_s)
 
 
-def _incomplete(path: Path, times_s: Sequence[float], tolerance_s: float, reading: _Reading) -> VideoError:
+def _incomplete(wanted: _Wanted, reading: _Reading) -> VideoError:
+    times_s = wanted.times_s
     reason = f"decoding stopped with {reading.error}" if reading.error else "there is no frame at that time"
     return VideoError(
-        f"{path}: expected {len(times_s)} frames from {times_s[0]:.3f} s to {times_s[-1]:.3f} s, found "
-        f"{reading.num_found}: the frame at {times_s[reading.num_found]:.3f} s (± {tolerance_s:.4f} s) is missing, "
-        f"{reason}. The file is damaged, shorter than its metadata says, or its frame rate is not constant; replace "
-        "it or leave the episode out"
+        f"{wanted.path}: expected {len(times_s)} frames from {times_s[0]:.3f} s to {times_s[-1]:.3f} s, found "
+        f"{reading.num_found}: the frame at {times_s[reading.num_found]:.3f} s (± {wanted.tolerance_s:.4f} s) is "
+        f"missing, {reason}. The file is damaged, shorter than its metadata says, or its frame rate is not constant; "
+        "replace it or leave the episode out"
     )
 
 
-def _require_size(path: Path, picture: np.ndarray, frames_NHWC: np.ndarray) -> None:
+def _require_size(path: Path | UPath, picture: np.ndarray, frames_NHWC: np.ndarray) -> None:
     if picture.shape != frames_NHWC.shape[1:]:
         raise VideoError(
             f"{path}: expected frames of one size, found {frames_NHWC.shape[1:]} and {picture.shape}; re-encode it"

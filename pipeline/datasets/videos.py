@@ -12,26 +12,31 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from upath import UPath
 
 from pipeline.datasets.base import Episode, RobotVideoDataset, VideoSpan
 from pipeline.datasets.json_lines import read_json_lines
 from pipeline.datasets.video import VideoInfo, probe_video
 from pipeline.errors import DatasetError, VideoError
+from pipeline.storage import file_sizes, inside, kind
 
 VIDEO_SUFFIXES = (".avi", ".mkv", ".mov", ".mp4", ".webm")
 CAMERA = "video"
 
 _CAPTIONS = "captions.jsonl"
-_NUM_PROBING_THREADS = 8
+_NUM_PROBING_THREADS = 16
 _RATE_TOLERANCE = 1e-3  # relative: headers round 29.97 differently
 _NUM_SHOWN = 3
 
 
-def find_videos(root: Path) -> list[str]:
-    """Relative paths of the video files below `root`, sorted. Hidden files and folders are left out."""
-    relative = (path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    visible = (path for path in relative if not any(part.startswith(".") for part in path.parts))
-    return sorted(path.as_posix() for path in visible if (root / path).is_file())
+def find_videos(root: Path | UPath) -> dict[str, int]:
+    """Relative path → size in bytes of the video files below `root`, sorted. Hidden files and folders are left out."""
+    sizes = file_sizes(root, recursive=True)
+    return {path: sizes[path] for path in sorted(sizes) if _is_visible_video(PurePosixPath(path))}
+
+
+def _is_visible_video(path: PurePosixPath) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 class VideoFolderDataset(RobotVideoDataset):
@@ -40,11 +45,13 @@ class VideoFolderDataset(RobotVideoDataset):
     format = "videos"
     cameras = (CAMERA,)
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | UPath, sizes: dict[str, int]) -> None:
+        """`sizes` as of `find_videos`. Raises DatasetError where a file is a link that leads out of `root`."""
         super().__init__(root)
         self.features = {}
-        self._paths = find_videos(root)
-        self._headers = _probe_all(root, self._paths)
+        self._sizes = sizes
+        self._paths = list(sizes)
+        self._headers = _probe_all([(self._inside(path), size) for path, size in sizes.items()])
         self.fps = _shared_fps(root, dict(zip(self._paths, self._headers, strict=True)))
         self._captions = _read_captions(root)
         self.warnings = self._caption_warnings()
@@ -71,6 +78,9 @@ class VideoFolderDataset(RobotVideoDataset):
         self._header(episode_index)
         return {}
 
+    def _metadata(self) -> Any:
+        return list(self._sizes.items())
+
     def _header(self, episode_index: int) -> VideoInfo | str:
         if episode_index not in self.episode_indexes():
             raise self._unknown_episode(episode_index)
@@ -81,20 +91,21 @@ class VideoFolderDataset(RobotVideoDataset):
         return tuple(f"{self.root / _CAPTIONS} has a caption for {name!r}, which is not there" for name in orphans)
 
 
-def _probe_all(root: Path, paths: Sequence[str]) -> list[VideoInfo | str]:
-    """For every file its header, or the message that says why there is none."""
+def _probe_all(files: Sequence[tuple[Path | UPath, int]]) -> list[VideoInfo | str]:
+    """For every file, given with its size, its header, or the message that says why there is none."""
     with ThreadPoolExecutor(_NUM_PROBING_THREADS) as pool:
-        return list(pool.map(_probe, [root / path for path in paths]))
+        return list(pool.map(_probe, files))
 
 
-def _probe(path: Path) -> VideoInfo | str:
+def _probe(file: tuple[Path | UPath, int]) -> VideoInfo | str:
+    path, size = file
     try:
-        return probe_video(path)
+        return probe_video(path, size=size)
     except VideoError as error:
         return str(error)
 
 
-def _shared_fps(root: Path, headers: dict[str, VideoInfo | str]) -> float:
+def _shared_fps(root: Path | UPath, headers: dict[str, VideoInfo | str]) -> float:
     rates = {path: header.fps for path, header in headers.items() if isinstance(header, VideoInfo)}
     if not rates:
         raise DatasetError(
@@ -119,11 +130,12 @@ def _describe_rates(rates: dict[str, float]) -> str:
     )
 
 
-def _read_captions(root: Path) -> dict[str, str]:
-    if not (root / _CAPTIONS).is_file():
+def _read_captions(root: Path | UPath) -> dict[str, str]:
+    file = inside(root, _CAPTIONS, said_by=root)
+    if kind(file) != "file":
         return {}
     captions: dict[str, str] = {}
-    for where, line in read_json_lines(root / _CAPTIONS):
+    for where, line in read_json_lines(file):
         name = PurePosixPath(_text(where, line, "file_name")).as_posix()
         if name in captions:
             raise DatasetError(f"{where}: expected one caption per file, found another for {name!r}; remove one")
