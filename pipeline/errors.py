@@ -50,6 +50,18 @@ class StorageError(PipelineError):
     """A disk or an object store does not do what was asked, also when asked again."""
 
 
+class LeaseError(PipelineError):
+    """Another run holds the output folder, or has taken it from this one."""
+
+
+class OutputError(PipelineError):
+    """A file of an output folder is not what a run writes there."""
+
+
+class RecordError(PipelineError):
+    """A record, or a pack of them, is damaged, or not what its name says: the rows in it cannot be trusted."""
+
+
 class StageError(PipelineError):
     """A stage could not be set up, or Ray gave up on it: the run stops, what is recorded stays."""
 

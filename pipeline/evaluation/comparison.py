@@ -39,6 +39,7 @@ _OF_EPISODES: Mapping[str, tuple[str, ...]] = {
     "agreement_rotation_rmse_rad": ("agreement", "rotation_rmse_rad"),
     "agreement_gripper": ("agreement", "gripper_agreement"),
 }
+_LARGEST_SCORE = 1e9  # far above any; what is squared and added up stays finite
 _PAIRED = "The same pair of checkpoints: the spread of their paired differences over the episodes that both have."
 
 
@@ -53,7 +54,7 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
         baseline = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the baseline ({error.strerror}). {advice}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: a baseline must be JSON, but: {error}. {advice}") from error
     schema = baseline.get("schema") if isinstance(baseline, dict) else None
     if schema != METRICS_SCHEMA:
@@ -66,6 +67,7 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
             f"{path}: expected the scores of each episode under 'per_episode', found none. Comparing pairs episodes, "
             "so means alone do not do. Evaluate the baseline's checkpoint again."
         )
+    _check_scores(path, baseline["per_episode"])
     return baseline
 
 
@@ -159,8 +161,22 @@ def _has_episodes(per_episode: Any) -> bool:
     return (
         isinstance(per_episode, list)
         and len(per_episode) > 0
-        and all(isinstance(entry, dict) and isinstance(entry.get("episode_index"), int) for entry in per_episode)
+        and all(isinstance(entry, dict) and type(entry.get("episode_index")) is int for entry in per_episode)
     )
+
+
+def _check_scores(path: Path, per_episode: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError for an episode that is there twice, and for a score that is no number."""
+    if len(_by_episode(per_episode)) < len(per_episode):
+        raise ConfigError(f"{path}: expected each episode once under 'per_episode'. Evaluate the baseline again.")
+    for entry in per_episode:
+        for name in _OF_EPISODES:
+            score = _raw_value(entry, name)
+            if score is not None and not (type(score) in (int, float) and abs(score) <= _LARGEST_SCORE):
+                raise ConfigError(
+                    f"{path}: episode {entry['episode_index']} should have a number as {name}, found "
+                    f"{repr(score)[:40]}. Evaluate the baseline's checkpoint again."
+                )
 
 
 def _by_episode(per_episode: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -182,9 +198,14 @@ def _difference(
 
 
 def _value(entry: Any, name: str) -> float:
+    score = _raw_value(entry, name)
+    return math.nan if score is None else float(score)
+
+
+def _raw_value(entry: Any, name: str) -> Any:
     for key in _OF_EPISODES[name]:
         entry = entry.get(key) if isinstance(entry, Mapping) else None
-    return math.nan if entry is None else float(entry)
+    return entry
 
 
 def _listed(episodes: Mapping[int, Any]) -> str:

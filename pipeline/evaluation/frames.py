@@ -127,6 +127,10 @@ def alexnet_path() -> Path:
 def _build_lpips(path: Path) -> LpipsNet:
     found = path.is_file()
     try:
+        if not found:
+            _download(path)
+        # torchvision would unpickle whatever lies there, which can run any code. This reads tensors and nothing else.
+        torch.load(path, map_location="cpu", weights_only=True)
         return LpipsNet(net_type="alex", reduction="none", normalize=True)
     except (OSError, RuntimeError, TypeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
         if not found:
@@ -138,6 +142,12 @@ def _build_lpips(path: Path) -> LpipsNet:
             f"{path}: expected torchvision's AlexNet weights, but: {error}. Remove the file and fetch "
             f"{_WEIGHTS.url} again, or do without LPIPS."
         ) from error
+
+
+def _download(path: Path) -> None:
+    """As torchvision does it: the file's name ends in the beginning of its SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(_WEIGHTS.url, str(path), hash_prefix=path.stem.rpartition("-")[2])
 
 
 def _check_size(height: int, width: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+from upath import UPath
 
 from pipeline.outputs.videos import write_video
+from pipeline.storage import open_path
 
 PANELS = ("recorded", "rollout", "difference")
 # Differences are small; shown so many times as bright, they can be seen.
@@ -30,14 +32,14 @@ class GalleryWriter:
             self._rollout[0] = frames[0]
         self._rollout[positions] = frames[positions - window_start]
 
-    def write(self, output_dir: Path, key: str, *, fps: float) -> None:
+    def write(self, output_dir: str | Path | UPath, key: str, *, fps: float) -> None:
         """One mp4 per panel, every frame a key frame, so that a slider can jump to any."""
         difference = np.abs(self._rollout.astype(np.int16) - self._truth) * DIFFERENCE_GAIN
         panels = (self._truth, self._rollout, difference.clip(0, 255).astype(np.uint8))
         for panel, frames in zip(PANELS, panels, strict=True):
-            write_video(output_dir / gallery_path(key, panel), [frames], fps=fps, keyframe_interval=1)
+            write_video(open_path(output_dir) / gallery_path(key, panel), [frames], fps=fps, keyframe_interval=1)
 
 
-def gallery_path(key: str, panel: str) -> Path:
+def gallery_path(key: str, panel: str) -> PurePosixPath:
     """Below the output folder."""
-    return Path("videos") / f"{key[:16]}-{panel}.mp4"
+    return PurePosixPath("videos") / f"{key[:16]}-{panel}.mp4"

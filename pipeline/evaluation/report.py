@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from upath import UPath
 
 from pipeline.datasets.video import probe_video
 from pipeline.errors import ConfigError, ResultError
 from pipeline.evaluation import report_tables as tables
+from pipeline.outputs.videos import local_video
+from pipeline.outputs.writing import BEING_REPLACED, replacing
+from pipeline.storage import kind, list_files, open_path
 
 VIDEO_KINDS = ("recorded", "rollout", "difference")
 
@@ -40,7 +44,7 @@ class GalleryItem:
     task: str
     fps: float
     num_frames: int  # T, of each of the three videos
-    videos: Mapping[str, Path]  # one H.264 mp4 for each of VIDEO_KINDS
+    videos: Mapping[str, Path | UPath]  # one H.264 mp4 for each of VIDEO_KINDS
     frame_indexes: Sequence[int]  # [T] the dataset's own frame numbers
     rollout_starts: Sequence[int]  # video frames at which a rollout begins anew from a recorded frame; 0 first
     scores: Mapping[str, float | None]  # the episode's means, by which the gallery can be sorted
@@ -68,7 +72,7 @@ class GalleryItem:
 
 
 def write_report(
-    folder: Path,
+    folder: str | Path | UPath,
     *,
     metrics: dict[str, Any],
     gallery: Sequence[GalleryItem],
@@ -76,44 +80,32 @@ def write_report(
     checkpoint: Mapping[str, Any],
     dataset: Mapping[str, Any],
     comparison: dict[str, Any] | None = None,
-) -> Path:
+) -> Path | UPath:
     """Writes the report into `folder` and returns the page's path, `folder/report.html`.
 
-    Built beside `folder` and put in its place once it is complete; a report that is there is replaced. Raises
-    ConfigError when `folder` holds anything else, ResultError when two gallery items show the same episode or a
-    video has another number of frames than its item says, VideoError when one cannot be read.
+    Put in its place once it is complete, on an object store with the page last; a report that is there is replaced.
+    Raises ConfigError when `folder` holds anything else, ResultError when two gallery items show the same episode or a
+    video has another number of frames than its item says, VideoError when one cannot be read, StorageError when there
+    is no room.
     """
-    folder = Path(folder)
+    folder = open_path(folder)
     _check_free(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "videos").mkdir(parents=True)
-    try:
+    with replacing(folder, last=_PAGE) as new:
+        (new.path / "videos").mkdir(parents=True)
         metrics, comparison = _plain(metrics), _plain(comparison)
-        page_data = _page_data(metrics, [_show(item, partial) for item in _distinct(gallery)])
+        page_data = _page_data(metrics, [_show(item, new.path) for item in _distinct(gallery)])
         facts = {"Settings": settings, "Checkpoint": checkpoint, "Dataset": dataset}
         view = _view(metrics, comparison or metrics.get("comparison"))
-        (partial / _PAGE).write_text(_render(view, page_data, facts=facts), encoding="utf-8")
-        shutil.copyfile(_plotly_script(), partial / _PLOTLY)
-        _swap_in(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (new.path / _PAGE).write_text(_render(view, page_data, facts=facts), encoding="utf-8")
+        shutil.copyfile(_plotly_script(), new.path / _PLOTLY)
     return folder / _PAGE
 
 
-def _check_free(folder: Path) -> None:
-    if folder.exists() and not (folder / _PAGE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+def _check_free(folder: Path | UPath) -> None:
+    is_file = kind(folder) == "file"
+    names = [] if is_file else list(list_files(folder))
+    if is_file or (names and not {_PAGE, BEING_REPLACED}.intersection(names)):
         raise ConfigError(f"{folder} should be free or hold a report, but holds something else. Name another folder.")
-
-
-def _swap_in(partial: Path, folder: Path) -> None:
-    """Renames; for the instant between the two renames there is no report, and never half of one."""
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _plotly_script() -> Path:
@@ -136,15 +128,16 @@ def _distinct(gallery: Sequence[GalleryItem]) -> Sequence[GalleryItem]:
 def _show(item: GalleryItem, root: Path) -> dict[str, Any]:
     """Copies the videos; returns what the page must know of the episode."""
     fields = {name: getattr(item, name) for name in GalleryItem.__dataclass_fields__}
-    return fields | {"videos": {kind: _copy_video(item, kind, root) for kind in VIDEO_KINDS}}
+    return fields | {"videos": {panel: _copy_video(item, panel, root) for panel in VIDEO_KINDS}}
 
 
-def _copy_video(item: GalleryItem, kind: str, root: Path) -> dict[str, Any]:
-    video = probe_video(item.videos[kind])
-    if video.num_frames != item.num_frames:
-        raise ResultError(f"{item.videos[kind]}: expected {item.num_frames} frames, found {video.num_frames}.")
-    path = f"videos/episode_{item.episode_index:06d}_{kind}.mp4"
-    shutil.copyfile(item.videos[kind], root / path)
+def _copy_video(item: GalleryItem, panel: str, root: Path) -> dict[str, Any]:
+    source, path = item.videos[panel], f"videos/episode_{item.episode_index:06d}_{panel}.mp4"
+    with local_video(source) as copy:
+        video = probe_video(copy)
+        if video.num_frames != item.num_frames:
+            raise ResultError(f"{source}: expected {item.num_frames} frames, found {video.num_frames}.")
+        shutil.copyfile(copy, root / path)
     return {"path": path, "width": video.width, "height": video.height}
 
 
@@ -195,7 +188,8 @@ def _render(view: dict[str, Any], page_data: dict[str, Any], *, facts: dict[str,
 def _name_of(facts: Mapping[str, Any], otherwise: str) -> str:
     """The name that was given, else the last part of the path."""
     given = next((facts[key] for key in ("name", "id", "repo_id", "root", "path") if facts.get(key)), otherwise)
-    return Path(given).name if Path(given).is_absolute() else str(given)
+    is_path = Path(given).is_absolute() or "://" in str(given)
+    return Path(given).name if is_path else str(given)
 
 
 def _page_file(*names: str) -> str:

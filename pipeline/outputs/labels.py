@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from upath import UPath
 
 from pipeline.actions import merge_windows
 from pipeline.outputs.checks import LabelChecks
@@ -65,9 +66,12 @@ def label_table(row: Mapping[str, Any], recipe: Recipe) -> pa.Table:
 
 
 def merge_labels(
-    store: RecordStore, keys: Sequence[str], recipe: Recipe, folder: Path, manifest: Mapping[str, Any]
+    store: RecordStore, keys: Sequence[str], recipe: Recipe, folder: str | Path | UPath, manifest: Mapping[str, Any]
 ) -> LabelChecks:
-    """Writes the labels of `keys`, in their order, to `folder` and returns what they look like."""
+    """Writes the labels of `keys`, in their order, to `folder` and returns what they look like.
+
+    Raises what `merge_records` does, so that there are as many rows as the records have.
+    """
     checks = LabelChecks(recipe)
     merge_records(store, keys, label_schema(recipe), folder, manifest=manifest, look=checks.add)
     return checks

@@ -1,7 +1,8 @@
 """Generated episodes as a LeRobot v3.0 dataset. Owns its columns, its folder's life, and how it says it is synthetic.
 
-lerobot itself writes; it is imported only while it does, because that takes 17 s and brings torch along. May import the
-video reader and writer, neither torch nor Ray.
+lerobot itself writes, into a local folder; for an object store that is a temporary one, from which the dataset is
+brought there. It is imported only while it writes, because that takes 17 s and brings torch along. May import the
+video reader and writer and storage, neither torch nor Ray.
 
 Frame t and action t go together: the action leads from this frame to the next. A video has one frame more than
 actions; that last frame is left out, because it has no action and nothing is made up.
@@ -10,26 +11,28 @@ actions; that last frame is left out, because it has no action and nothing is ma
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from upath import UPath
 
 from pipeline.datasets.video import VideoInfo, probe_video
 from pipeline.errors import ConfigError, DatasetError, ResultError
 from pipeline.outputs.quiet import quiet_lerobot
-from pipeline.outputs.videos import DEFAULT_CRF, read_clips
+from pipeline.outputs.videos import DEFAULT_CRF, local_video, read_clips
+from pipeline.outputs.writing import BEING_REPLACED, replacing
+from pipeline.storage import absolute, kind, list_files, open_path, read_bytes
 
 if TYPE_CHECKING:
     from lerobot.configs import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-GENERATOR_PATH = Path("meta") / "generator.json"
+GENERATOR_PATH = "meta/generator.json"  # where this is, the dataset is complete
 
 _CLIP_FRAMES = 32
 _MIN_ACTIONS = 2  # lerobot takes no image statistics of a single frame, and then cannot write any
@@ -41,7 +44,7 @@ class SyntheticEpisode:
     """One generated video and the actions that go with it."""
 
     task: str
-    video: Path  # MP4 with T+1 frames: frame t and action t go together; the last frame has no action
+    video: Path | UPath  # MP4 with T+1 frames: frame t and action t go together; the last frame has no action
     actions: np.ndarray  # float32 [T, D], physical units
     source_episode_index: int
     source_frame_indexes: np.ndarray  # int64 [T]: the dataset's frame at each moment, recorded or not
@@ -49,7 +52,7 @@ class SyntheticEpisode:
 
 
 def write_synthetic_dataset(
-    root: Path,
+    root: str | Path | UPath,
     episodes: Iterable[SyntheticEpisode],
     *,
     fps: float,
@@ -60,6 +63,8 @@ def write_synthetic_dataset(
 ) -> int:
     """Write a LeRobot v3.0 dataset and return its number of episodes; `root` appears at once and whole.
 
+    On an object store: as `writing` says, and `generator.json` is there only as long as everything else is.
+
     Columns: `camera`, a feature name like "observation.images.front" (video, H.264), `action` float32 [D] named by
     `action_names`, `is_synthetic` bool (true), `source_episode_index`, `source_frame_index`, `sample` int64. Each
     episode has T frames: its video's last one is left out. `generator` (JSON-able) says what made the frames, and goes
@@ -68,9 +73,9 @@ def write_synthetic_dataset(
 
     Raises `ConfigError` for a fractional `fps`, `DatasetError` when `root` holds anything else or when lerobot lost
     frames, `ResultError` when there is no episode, or one whose video and actions do not go together, `VideoError`
-    when a video cannot be read.
+    when a video cannot be read, `StorageError` when there is no room.
     """
-    root = Path(root).absolute()
+    root = open_path(absolute(root))
     rate = whole_fps(fps)
     recorded_generator = json.dumps(dict(generator), indent=2, sort_keys=True, allow_nan=False)
     _refuse_anything_else(root)
@@ -78,13 +83,14 @@ def write_synthetic_dataset(
     first = next(episodes, None)
     if first is None:
         raise ResultError(f"{root}: expected episodes to write, found none; the summary says why they failed")
-    shape = _shape(_check_episode(first, rate, num_actions))
-    with _replacing(root) as partial, quiet_lerobot():
-        dataset = _create(partial, rate, robot_type, _features(camera, shape, action_names))
+    with local_video(first.video) as video:
+        shape = _shape(_check_episode(first, video, rate, num_actions))
+    with replacing(root, last=GENERATOR_PATH) as new, quiet_lerobot():
+        dataset = _create(new.path, rate, robot_type, _features(camera, shape, action_names))
         num_episodes = _write_episodes(dataset, chain([first], episodes), camera, shape, num_actions)
-        _require_all_frames(partial, camera, dataset.meta.total_frames)
-        (partial / GENERATOR_PATH).write_text(recorded_generator + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(_card(recorded_generator), encoding="utf-8")
+        _require_all_frames(new.path, camera, dataset.meta.total_frames)
+        (new.path / GENERATOR_PATH).write_text(recorded_generator + "\n", encoding="utf-8")
+        (new.path / "README.md").write_text(_card(recorded_generator), encoding="utf-8")
     return num_episodes
 
 
@@ -98,40 +104,27 @@ def whole_fps(fps: float) -> int:
     return int(fps)
 
 
-def read_generator(root: Path) -> dict[str, Any] | None:
-    """What made the synthetic dataset at `root`; None where there is none."""
-    path = root / GENERATOR_PATH
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_generator(root: str | Path | UPath) -> dict[str, Any] | None:
+    """What made the synthetic dataset at `root`; None where there is no complete one."""
+    try:
+        return json.loads(read_bytes(open_path(root) / GENERATOR_PATH))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
-def _refuse_anything_else(root: Path) -> None:
+def _refuse_anything_else(root: Path | UPath) -> None:
     """Replacing is for what can be written again, never for what somebody recorded."""
-    is_empty = root.is_dir() and not any(root.iterdir())
-    if root.exists() and not is_empty and not (root / GENERATOR_PATH).is_file():
+    is_file = kind(root) == "file"
+    names = [] if is_file else list(list_files(root))
+    if is_file or (names and not {GENERATOR_PATH, BEING_REPLACED}.intersection(names)):
         raise DatasetError(
             f"{root}: expected nothing, or a synthetic dataset (with {GENERATOR_PATH}) to replace, found something "
             "else; remove it or name another folder"
         )
 
 
-@contextmanager
-def _replacing(root: Path) -> Iterator[Path]:
-    """A sibling that does not exist yet; it takes `root`'s place when all went well, and vanishes when not."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", suffix=".partial", dir=root.parent) as folder:
-        partial, replaced = Path(folder) / root.name, Path(folder) / "replaced"
-        yield partial
-        if root.exists():
-            root.rename(replaced)
-        try:
-            partial.rename(root)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(root)
-            raise
-
-
-def _check_episode(episode: SyntheticEpisode, fps: int, num_actions: int) -> VideoInfo:
+def _check_episode(episode: SyntheticEpisode, video: Path, fps: int, num_actions: int) -> VideoInfo:
+    """`video` is the local copy."""
     actions, where = episode.actions, episode.video
     if actions.ndim != 2 or actions.shape[1] != num_actions or actions.dtype != np.float32:
         raise ResultError(
@@ -149,7 +142,7 @@ def _check_episode(episode: SyntheticEpisode, fps: int, num_actions: int) -> Vid
             f"{where}: expected a source frame for each of {len(actions)} actions, found "
             f"{list(episode.source_frame_indexes.shape)}"
         )
-    info = probe_video(episode.video)
+    info = probe_video(video)
     if info.num_frames != len(actions) + 1:
         raise ResultError(
             f"{where}: expected {len(actions) + 1} frames, one more than actions, found {info.num_frames}; the two do "
@@ -218,9 +211,10 @@ def _write_episodes(
     num_episodes = 0
     try:
         for episode in episodes:
-            _require_shape(episode, _check_episode(episode, dataset.fps, num_actions), shape)
-            for row in _rows(episode, camera):
-                dataset.add_frame(row)
+            with local_video(episode.video) as video:
+                _require_shape(episode, _check_episode(episode, video, dataset.fps, num_actions), shape)
+                for row in _rows(episode, video, camera):
+                    dataset.add_frame(row)
             dataset.save_episode()
             num_episodes += 1
         dataset.finalize()
@@ -246,8 +240,8 @@ def _require_shape(episode: SyntheticEpisode, info: VideoInfo, shape: tuple[int,
         )
 
 
-def _rows(episode: SyntheticEpisode, camera: str) -> Iterator[dict[str, Any]]:
-    frames = (frame for clip in read_clips(episode.video, clip_frames=_CLIP_FRAMES) for frame in clip)
+def _rows(episode: SyntheticEpisode, video: Path, camera: str) -> Iterator[dict[str, Any]]:
+    frames = (frame for clip in read_clips(video, clip_frames=_CLIP_FRAMES) for frame in clip)
     # The actions end one frame before the video, so its last frame is never asked for.
     for action, source_frame_index, frame in zip(episode.actions, episode.source_frame_indexes, frames, strict=False):
         yield {

@@ -8,10 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 from pipeline.config import RunConfig, all_settings, label_settings
 from pipeline.datasets import RobotVideoDataset
-from pipeline.outputs.records import write_atomically
+from pipeline.outputs.writing import write_file
 from pipeline.recipe import Recipe
+from pipeline.storage import open_path
 
 _PACKAGES = ("robot-video-labelling", "torch", "diffusers", "transformers", "ray", "av", "numpy")
 
@@ -40,13 +43,14 @@ def make_manifest(config: RunConfig, recipe: Recipe, dataset: RobotVideoDataset,
     }
 
 
-def write_manifest(output_dir: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(output_dir: str | Path | UPath, manifest: dict[str, Any]) -> None:
     """`manifest.json` is the newest run's; one of each recipe stays under `manifests/`."""
-    write_json(output_dir / "manifest.json", manifest)
-    write_json(output_dir / "manifests" / f"{manifest['run_id']}.json", manifest)
+    folder = open_path(output_dir)
+    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifests" / f"{manifest['run_id']}.json", manifest)
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_json(path: str | Path | UPath, value: Any) -> None:
+    """Writes a file that is at no moment half there. Raises ValueError for what JSON has no word for, NaN included."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda partial: partial.write_text(text))
+    write_file(open_path(path), lambda partial: partial.write_text(text, encoding="utf-8"))

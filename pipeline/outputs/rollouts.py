@@ -6,18 +6,22 @@ One row per frame of each video. `action` leads from that frame to the next; the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from upath import UPath
 
 from pipeline.actions import merge_windows
+from pipeline.errors import ResultError
 from pipeline.outputs.checks import MAX_SHARE_CLAMPED
 from pipeline.outputs.lerobot_dataset import SyntheticEpisode
-from pipeline.outputs.records import RecordStore
+from pipeline.outputs.merging import merged_tables
 from pipeline.recipe import Recipe
+from pipeline.storage import open_path
 
 
 def video_path(row: Mapping[str, Any]) -> PurePosixPath:
@@ -84,24 +88,40 @@ def rollout_table(row: Mapping[str, Any], recipe: Recipe) -> pa.Table:
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
-def synthetic_episodes(store: RecordStore, keys: list[str], output_dir: Path) -> Iterator[SyntheticEpisode]:
-    """The run's videos as episodes of a dataset, in the plan's order, read one record at a time.
+def synthetic_episodes(rollouts: str | Path | UPath, output_dir: str | Path | UPath) -> Iterator[SyntheticEpisode]:
+    """The videos of a merged `rollouts/` folder as episodes of a dataset, in its order; a row group is in memory.
 
-    Those of a single action are left out, because LeRobot cannot describe a video of one frame.
+    Those of a single action are left out, because LeRobot cannot describe a video of one frame. Raises ResultError when
+    the rows are not those of whole videos.
     """
-    for key in keys:
-        table = store.read(key)
-        valid = table.filter(table["action_valid"])
-        if valid.num_rows < 2:
-            continue
-        yield SyntheticEpisode(
-            task=table["task"][0].as_py(),
-            video=output_dir / table["video"][0].as_py(),
-            actions=np.array(valid["action"].to_pylist(), dtype=np.float32),
-            source_episode_index=table["episode_index"][0].as_py(),
-            source_frame_indexes=valid["frame_index"].to_numpy(),
-            sample=table["sample"][0].as_py(),
-        )
+    output_dir = open_path(output_dir)
+    for table in merged_tables(rollouts):
+        for rows in _videos_of(table):
+            valid = rows.filter(rows["action_valid"])
+            if valid.num_rows < 2:
+                continue
+            yield SyntheticEpisode(
+                task=rows["task"][0].as_py(),
+                video=output_dir / rows["video"][0].as_py(),
+                actions=np.array(valid["action"].to_pylist(), dtype=np.float32),
+                source_episode_index=rows["episode_index"][0].as_py(),
+                source_frame_indexes=valid["frame_index"].to_numpy(),
+                sample=rows["sample"][0].as_py(),
+            )
+
+
+def _videos_of(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows of each video: from its frame 0 to the next one's."""
+    frames = table["video_frame"].to_numpy()
+    starts = [0, *(np.flatnonzero(frames[1:] == 0) + 1).tolist()] if len(frames) else []
+    for start, stop in pairwise([*starts, table.num_rows]):
+        rows = table.slice(start, stop - start)
+        if not np.array_equal(frames[start:stop], np.arange(stop - start)) or len(pc.unique(rows["video"])) != 1:
+            raise ResultError(
+                f"{rows['video'][0]}: expected a row for each frame, from 0 on, found frames {frames[start:stop]}. The "
+                "merged rows were changed: run the same command again."
+            )
+        yield rows
 
 
 class RolloutChecks:

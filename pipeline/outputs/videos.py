@@ -1,6 +1,6 @@
 """Generated clips as H.264 files that every browser and every decoder shows alike. Owns how such a file is encoded.
 
-May import PyAV, NumPy, the dataset reader and the atomic write; neither torch nor Ray.
+May import PyAV, NumPy, the dataset reader, storage and this room's writing; neither torch nor Ray.
 
 Colours: BT.601, limited range, and the file says so. PyAV, and with it LeRobot's reader and ours, converts with BT.601
 whatever the tag says; browsers and decord believe the tag. With BT.709 the two would differ by more than 20 levels.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,10 +22,12 @@ import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
+from upath import UPath
 
 from pipeline.datasets.video import probe_video, read_video_frames
 from pipeline.errors import VideoError
-from pipeline.outputs.records import write_atomically
+from pipeline.outputs.writing import write_file
+from pipeline.storage import is_local, local_copy, open_path
 
 # Constant rate factor of x264, less is better. On DROID's frames 4:2:0 chroma alone leaves 46 dB; what the encoder
 # loses at 12 is a little less than that (46 to 48 dB), at the customary 18 it is twice as much (42 to 45 dB). A lower
@@ -47,7 +50,7 @@ _TOLERANCE_FRAMES = 0.25
 
 
 def write_video(
-    path: Path,
+    path: str | Path | UPath,
     clips: Iterable[np.ndarray],
     *,
     fps: float,
@@ -61,35 +64,58 @@ def write_video(
     1 to 51. Frame k is at exactly k / fps seconds, with fps the nearest fraction with a denominator of up to 1001
     (29.97002997 is 30000/1001). Equal frames give equal bytes with the same versions of PyAV and the same kind of CPU,
     whatever its number of cores. Raises `VideoError` for frames or settings that cannot be encoded; what `clips`
-    raises passes through. In either case no file is left, and one that was there before stays.
+    raises passes through; StorageError when the disk is full. In each case no file is left, and one that was there
+    before stays.
     """
-    path = Path(path)
+    path = open_path(path)
     rate, options = _rate(path, fps), _encoder_options(path, keyframe_interval, crf)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomically(path, lambda partial: _encode(partial, _frames(path, clips), rate, options))
+    return write_file(path, lambda partial: _encode(partial, _frames(path, clips), rate, options))
 
 
-def read_clips(path: Path, *, clip_frames: int = 64) -> Iterator[np.ndarray]:
+def read_clips(path: str | Path | UPath, *, clip_frames: int = 64) -> Iterator[np.ndarray]:
     """All frames of a file of `write_video`, in order: uint8 [T, H, W, 3], RGB, T = `clip_frames`, the last with fewer.
 
-    One clip is in memory at a time. Raises `VideoError` naming the file when it is missing, or when any frame that
-    its header promises cannot be decoded without fault.
+    One clip is in memory at a time; what an object store has is copied to a temporary folder meanwhile. Raises
+    `VideoError` naming the file when it is missing, or when any frame that its header promises cannot be decoded
+    without fault.
     """
     assert clip_frames >= 1, "a clip has frames"
-    info = probe_video(path)
-    for start in range(0, info.num_frames, clip_frames):
-        indexes = range(start, min(start + clip_frames, info.num_frames))
-        times_s = [index / info.fps for index in indexes]
-        yield read_video_frames(path, times_s, tolerance_s=_TOLERANCE_FRAMES / info.fps)
+    with local_video(path) as file:
+        info = probe_video(file)
+        for start in range(0, info.num_frames, clip_frames):
+            indexes = range(start, min(start + clip_frames, info.num_frames))
+            times_s = [index / info.fps for index in indexes]
+            yield read_video_frames(file, times_s, tolerance_s=_TOLERANCE_FRAMES / info.fps)
 
 
-def _rate(path: Path, fps: float) -> Fraction:
+@contextmanager
+def local_video(path: str | Path | UPath) -> Iterator[Path]:
+    """A video as a file that FFmpeg can open: itself, or a copy of what an object store has, for as long as it lasts.
+
+    Raises `VideoError` naming the video's own place when it is missing, also on behalf of whoever reads the copy.
+    """
+    path = open_path(path)
+    if is_local(path):
+        yield path
+        return
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(local_copy(path))
+        except FileNotFoundError as error:
+            raise VideoError(f"{path}: expected a video file, found nothing there; generate it again") from error
+        try:
+            yield copy
+        except VideoError as error:
+            raise VideoError(str(error).replace(str(copy), str(path))) from error
+
+
+def _rate(path: Path | UPath, fps: float) -> Fraction:
     if not math.isfinite(fps) or not 1 / _MAX_RATE_DENOMINATOR <= fps <= 1000:
         raise VideoError(f"{path}: expected a frame rate between 0.001 and 1000 per second, found {fps}; mend fps")
     return Fraction(float(fps)).limit_denominator(_MAX_RATE_DENOMINATOR)
 
 
-def _encoder_options(path: Path, keyframe_interval: int | None, crf: int) -> dict[str, str]:
+def _encoder_options(path: Path | UPath, keyframe_interval: int | None, crf: int) -> dict[str, str]:
     if keyframe_interval is not None and keyframe_interval < 1:
         raise VideoError(
             f"{path}: expected a key frame every 1 or more frames, found keyframe_interval {keyframe_interval}; "
@@ -139,7 +165,7 @@ def _picture(reformatter: VideoReformatter, frame: np.ndarray, index: int, rate:
     return picture
 
 
-def _frames(path: Path, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _frames(path: Path | UPath, clips: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """uint8 [H, W, 3] each, checked; at least one."""
     size_px = None
     for number, clip in enumerate(clips):

@@ -14,8 +14,14 @@ import pytest
 
 from pipeline.datasets import open_dataset
 from pipeline.errors import ConfigError, DatasetError, ResultError, VideoError
-from pipeline.outputs.lerobot_dataset import SyntheticEpisode, _require_all_frames, write_synthetic_dataset
+from pipeline.outputs.lerobot_dataset import (
+    SyntheticEpisode,
+    _require_all_frames,
+    read_generator,
+    write_synthetic_dataset,
+)
 from pipeline.outputs.videos import read_clips, write_video
+from pipeline.storage import open_path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 from dataset_factory import draw, read_ids
@@ -142,6 +148,25 @@ def check_replacing(root: Path, episodes: list[SyntheticEpisode]) -> None:
     assert write_synthetic_dataset(root, episodes[1:2], **SETTINGS) == 1
     assert [*root.parent.iterdir()] == [root]
     assert open_dataset(root).num_episodes == 1
+
+
+@pytest.mark.slow
+def test_an_object_store_has_the_same_dataset(tmp_path, s3, episodes):
+    """Videos are read from the store, too; of a dataset that was not put in place completely nothing is believed."""
+    url, [given] = s3.url("datasets/out"), episodes[1:2]
+    s3.put("datasets/out/videos/a.mp4", given.video.read_bytes())
+    remote = replace(given, video=open_path(f"{url}/videos/a.mp4"))
+    write_synthetic_dataset(tmp_path / "lerobot", [given], **SETTINGS)
+    s3.put("datasets/out/lerobot/.being-replaced")
+    s3.put("datasets/out/lerobot/data/old.parquet")
+    assert read_generator(f"{url}/lerobot") is None
+    for _ in range(2):
+        assert write_synthetic_dataset(f"{url}/lerobot", [remote], **SETTINGS) == 1
+    assert read_generator(f"{url}/lerobot") == read_generator(tmp_path / "lerobot") == SETTINGS["generator"]
+    found = {Path(key.removeprefix("out/lerobot/")) for key in s3.keys("datasets/out/lerobot")}
+    assert found == set(contents(tmp_path / "lerobot"))
+    with pytest.raises(DatasetError, match="something else"):
+        write_synthetic_dataset(f"{url}/videos", [remote], **SETTINGS)
 
 
 def refused(tmp_path: Path, given: SyntheticEpisode, error: type[Exception], message: str) -> None:

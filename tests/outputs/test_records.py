@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.outputs.records import RecordStore, write_atomically
+from pipeline.outputs.records import RecordStore
+from pipeline.outputs.writing import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS = 2
@@ -74,11 +75,11 @@ def test_a_write_that_fails_leaves_nothing_and_keeps_the_older_record(tmp_path, 
         raise error("stopped")
 
     with pytest.raises(error, match="stopped"):
-        write_atomically(path, fail_halfway)
+        write_file(path, fail_halfway)
     assert list(tmp_path.iterdir()) == []
-    write_atomically(path, lambda partial: partial.write_text("whole"))
+    write_file(path, lambda partial: partial.write_text("whole"))
     with pytest.raises(error, match="stopped"):
-        write_atomically(path, fail_halfway)
+        write_file(path, fail_halfway)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
 
 
@@ -110,7 +111,7 @@ def test_while_a_record_is_written_it_is_no_key(store):
         partial.write_bytes(b"half")
         seen.append(store.keys())
 
-    write_atomically(path, write)
+    write_file(path, write)
     assert seen == [set()]
     assert store.keys() == {"abc123"}
 

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.config import DatasetConfig, RolloutConfig
 from pipeline.datasets import open_dataset
+from pipeline.errors import ResultError
 from pipeline.outputs.merging import merge_records
 from pipeline.outputs.records import RecordStore
 from pipeline.outputs.rollouts import (
@@ -263,9 +264,15 @@ def test_without_records_earlier_rows_stay(store, recipe, tmp_path):
     assert json.loads(pq.read_schema(next(target.iterdir())).metadata[b"manifest"]) == {}
 
 
+def merged(store: RecordStore, keys: list[str], recipe: RolloutRecipe) -> Path:
+    target = store.folder.parent / "rollouts"
+    merge_records(store, keys, rollout_schema(recipe), target, manifest={}, look=lambda table: None)
+    return target
+
+
 def test_synthetic_episodes_are_the_videos_in_the_plans_order(store, recipe, tmp_path):
     """All but the one of a single action, which LeRobot cannot describe."""
-    episodes = list(synthetic_episodes(store, KEYS, tmp_path))
+    episodes = list(synthetic_episodes(merged(store, KEYS, recipe), tmp_path))
     assert [(e.source_episode_index, e.sample) for e in episodes] == [(5, 0), (2, 1), (2, 0)]
     assert [episode.task for episode in episodes] == ["task of 5", "task of 2", "task of 2"]
     for episode, key, count in zip(episodes, (KEYS[0], KEYS[1], KEYS[3]), (2, 5, 5), strict=True):
@@ -281,10 +288,25 @@ def test_synthetic_episodes_name_the_datasets_frames(folder, tmp_path):
     recipe, store = recipe_of(folder, fps=5.0), RecordStore(tmp_path)
     row = drawn(4, recipe)
     store.write(row["key"], rollout_table(row, recipe))
-    [episode] = synthetic_episodes(store, [row["key"]], tmp_path)
+    [episode] = synthetic_episodes(merged(store, [row["key"]], recipe), tmp_path)
     assert episode.source_frame_indexes.tolist() == [0, 3, 6]
 
 
-def test_a_record_that_is_gone_is_no_shorter_dataset(store, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        list(synthetic_episodes(store, [*KEYS, "0" * 64], tmp_path))
+def test_without_merged_rows_there_are_no_synthetic_episodes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected merged rows"):
+        list(synthetic_episodes(tmp_path / "rollouts", tmp_path))
+
+
+@pytest.mark.parametrize("lost", [0, 4, 16])
+def test_rows_that_are_gone_are_no_shorter_episode(store, recipe, tmp_path, lost):
+    """The first row of all, one amid a video, and the last frame of the last."""
+    target = merged(store, KEYS, recipe)
+    table = pq.read_table(target)
+    kept = pa.concat_tables([table.slice(0, lost), table.slice(lost + 1)])
+    pq.write_table(kept, target / "rollouts-00000.parquet")
+    if lost == 16:
+        *_, last = synthetic_episodes(target, tmp_path)
+        assert len(last.actions) == 5, "the row without an action is no part of a dataset"
+    else:
+        with pytest.raises(ResultError, match="expected a row for each frame"):
+            list(synthetic_episodes(target, tmp_path))

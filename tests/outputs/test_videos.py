@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.errors import VideoError
 from pipeline.outputs.videos import read_clips, write_video
+from pipeline.storage import open_path, read_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 from dataset_factory import cut, draw, overwrite, packet_spans, read_ids
@@ -244,3 +245,26 @@ def test_damage_is_an_error_and_not_a_shorter_video(tmp_path, video):
     overwrite(path, start + 8, size - 8)
     with pytest.raises(VideoError, match=r"cut\.mp4"):
         list(read_clips(path))
+
+
+# --- on an object store ---
+
+
+def test_an_object_store_has_the_same_video(s3, video):
+    url = s3.url("videos/out/sub/video.mp4")
+    assert write_video(url, clips(), fps=15) == NUM_FRAMES
+    assert s3.keys("videos/out") == ["out/sub/video.mp4"]
+    assert read_bytes(open_path(url)) == video.read_bytes()
+    assert [len(clip) for clip in read_clips(url, clip_frames=32)] == [32, 32, 11]
+    np.testing.assert_array_equal(np.concatenate(list(read_clips(url))), np.concatenate(list(read_clips(video))))
+
+
+def test_errors_name_the_place_on_the_object_store(s3, video):
+    url = s3.url("videos/damaged/video.mp4")
+    with pytest.raises(VideoError, match=f"^{url}: expected a video file, found nothing there"):
+        next(read_clips(url))
+    s3.put("videos/damaged/video.mp4", video.read_bytes()[:5000])
+    with pytest.raises(VideoError, match=f"^{url}: "):
+        list(read_clips(url))
+    with pytest.raises(VideoError, match=f"^{url}: clip 0"):
+        write_video(url, [blank(1, 15, 16, 3)], fps=10)
