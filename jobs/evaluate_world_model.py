@@ -22,7 +22,7 @@ def evaluate_checkpoint(config: EvaluationConfig, is_demo: bool) -> int:
         return 0
     if evaluation.report is not None:
         print(f"\nThe figures are in {config.output_dir}/metrics.json, the report is {evaluation.report}.")
-    return 0 if evaluation.is_complete and not evaluation.failed_thresholds else 1
+    return evaluation.exit_code
 
 
 if __name__ == "__main__":

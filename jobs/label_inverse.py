@@ -18,9 +18,9 @@ def label_dataset(config: LabelConfig, is_demo: bool) -> int:
     summary = carry_out(prepare(config), label, doing="labelling")
     if summary is None:
         return 0
-    if summary.results["rows"]:
+    if summary.results.get("rows"):
         print(f"Labels are in {config.output_dir}/labels. {_next_command(config, is_demo)}")
-    return 0 if summary.is_complete else 1
+    return summary.exit_code
 
 
 def _next_command(config: LabelConfig, is_demo: bool) -> str:

@@ -20,7 +20,7 @@ def dream(config: PolicyConfig, is_demo: bool) -> int:
     if summary is None:
         return 0
     print(where_it_is(config, summary))
-    return 0 if summary.is_complete else 1
+    return summary.exit_code
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ActionFileError
-from pipeline.outputs.records import write_atomically
+from pipeline.storage import write_atomically
 
 _FORMATS = '{"shape": [T, D], "dtype": "float32", "data": [[…], …]} or {"action_chunks": [[[…], …], …]}'
 _DTYPES = ("float16", "bfloat16", "float32", "float64")

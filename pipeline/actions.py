@@ -146,7 +146,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         raise ActionStatsError(
             f"{path}: cannot read the action statistics ({error}). Check action_stats_path."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ActionStatsError(f"{path}: action statistics must be JSON, but: {error}.") from error
     if not isinstance(stats, dict):
         raise ActionStatsError(f"{path}: action statistics must be a JSON object, found a {type(stats).__name__}.")
@@ -156,7 +156,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 def _column_values(fields: dict[str, Any], name: str, path: Path, raw_action_dim: int) -> np.ndarray:
     try:
         values = np.array(fields[name], dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ActionStatsError(f"{path}: {name} must be a list of numbers, but: {error}.") from error
     if values.ndim != 1:
         raise ActionStatsError(f"{path}: {name} must be one list of numbers, found shape {values.shape}.")
@@ -166,10 +166,10 @@ def _column_values(fields: dict[str, Any], name: str, path: Path, raw_action_dim
             "actions; where it holds more arms than they do, as UMI's 20 columns do for 10, write a file that keeps "
             "only the columns meant (UMI: the first 10)."
         )
-    if not np.isfinite(values).all():
-        raise ActionStatsError(
-            f"{path}: {name} is not finite in columns {_columns(~np.isfinite(values))}. Recompute it."
-        )
+    # Actions are float32. What is finite only in float64 would overflow as soon as two of these are added.
+    is_wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
+    if is_wrong.any():
+        raise ActionStatsError(f"{path}: {name} is not finite in columns {_columns(is_wrong)}. Recompute it.")
     return values
 
 

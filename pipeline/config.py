@@ -22,6 +22,7 @@ IMAGE_SIZES = (256, 480, 704, 720)
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float32")
 CHAININGS = ("autoregressive", "teacher_forced")
+LOG_FORMATS = ("text", "json")
 LPIPS_CHOICES = ("auto", "download", "none")
 
 
@@ -100,6 +101,8 @@ class RayConfig:
     address: str | None = _road(None)
     # Engine actors; null: one per GPU, or one on the CPU.
     num_engines: int | None = _road(None)
+    # A custom resource of the cluster's nodes, of which each engine takes one unit: where engines may land.
+    engine_resource: str | None = _road(None)
     # Loader actors, which decode video; null: what the engines leave of the cores.
     num_loaders: int | None = _road(None)
     # Frames and results in flight between the stages, in all.
@@ -137,6 +140,14 @@ class RunConfig:
     view_point: str = _label("")
     # Where records, results, manifest and summary go.
     output_dir: str = _road("outputs/run")
+    # Run those segments again that failed or were quarantined, and no others.
+    retry_failed: bool = _road(False)
+    # The share of segments that may fail without the exit code saying so.
+    max_failed_fraction: float = _road(0.0)
+    # Seconds that a SIGTERM or Ctrl-C leaves for finishing what is in hand.
+    grace_s: float = _road(30.0)
+    # text, or json: one object a line.
+    log_format: str = _road("text")
     # Print what would be done, and stop.
     dry_run: bool = _road(False)
 
@@ -148,7 +159,12 @@ class RunConfig:
         _one_of("view_point", self.view_point, ("", *VIEW_POINT_SENTENCES))
         if self.raw_action_dim is not None and not 1 <= self.raw_action_dim <= MAX_ACTION_DIM:
             raise ConfigError(f"raw_action_dim must be 1..{MAX_ACTION_DIM}, found {self.raw_action_dim}.")
+        _one_of("log_format", self.log_format, LOG_FORMATS)
         _above_zero("fps", self.fps)
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ConfigError(f"max_failed_fraction must be within 0..1, found {self.max_failed_fraction}.")
+        if not 0 <= self.grace_s < math.inf:
+            raise ConfigError(f"grace_s must be 0 or more, found {self.grace_s}.")
         if self.action_chunk_size is not None and (self.action_chunk_size < 4 or self.action_chunk_size % 4):
             raise ConfigError(
                 "action_chunk_size must be a positive multiple of 4 (the VAE's stride), found "

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.action_sources import ActionSource, open_action_source
 from pipeline.config import EvaluationConfig, all_settings
@@ -21,11 +20,11 @@ from pipeline.evaluation.report import GalleryItem, write_report
 from pipeline.evaluation.rows import evaluation_schema
 from pipeline.evaluation.scores import score
 from pipeline.outputs.manifest import write_json
-from pipeline.outputs.merging import merge_records
-from pipeline.outputs.summary import Summary, write_summary
+from pipeline.outputs.merging import merge_records, read_merged
+from pipeline.outputs.summary import Summary
 from pipeline.recipe import EvaluationRecipe, make_recipe
 from pipeline.rollout_plan import EvaluationSegment, held_out_episodes, plan_evaluation
-from pipeline.run import Prepared, Progress, drive, input_root, open_input, prepare_run
+from pipeline.run import Prepared, Show, drive, input_root, open_input, output_root, prepare_run
 from pipeline.stages.stage import Road
 
 # Part of every key: raise it when what is measured changes.
@@ -44,6 +43,11 @@ class Evaluation:
     @property
     def is_complete(self) -> bool:
         return self.summary.is_complete
+
+    @property
+    def exit_code(self) -> int:
+        """The summary's, and 1 where a score is below what was asked for."""
+        return self.summary.exit_code or int(bool(self.failed_thresholds))
 
     def render(self) -> str:
         """Summary and verdict for a terminal."""
@@ -91,25 +95,29 @@ def prepare(config: EvaluationConfig) -> Prepared:
     )
 
 
-def evaluate(prepared: Prepared, progress: Progress = lambda tally: None) -> Evaluation:
+def evaluate(prepared: Prepared, show: Show | None = None) -> Evaluation:
     """Measures what has no record yet, scores all records of the plan, writes `metrics.json` and the report."""
+    measured = _Measured()
+    summary = drive(prepared, lambda keys: _score(prepared, keys, measured), show)
+    if not measured.metrics:
+        return Evaluation(summary, {}, None, ("nothing could be measured",) if prepared.config.fail_below else ())
+    failed = failed_thresholds(measured.metrics, parse_thresholds(prepared.config.fail_below))
+    return Evaluation(summary, measured.metrics, measured.report, failed)
+
+
+def _score(prepared: Prepared, keys: Sequence[str], measured: _Measured) -> _Measured:
     config, recipe, output_dir = prepared.config, prepared.recipe, prepared.output_dir
-    tally = drive(prepared, progress)
-    keys = prepared.recorded_keys()
     schema = evaluation_schema(recipe.action_names)
-    checks = _Measured()
-    merge_records(prepared.store, keys, schema, output_dir / "frames", manifest=prepared.manifest(), look=checks.add)
-    summary = Summary.of(prepared.dataset, recipe, prepared.plan, tally, checks, recorded=set(keys))
-    write_summary(output_dir, summary)
+    merge_records(prepared.store, keys, schema, output_dir / "frames", manifest=prepared.manifest, look=measured.add)
     if not keys:
-        return Evaluation(summary, {}, None, ("nothing could be measured",) if config.fail_below else ())
-    rows = pq.read_table(output_dir / "frames")
+        return measured
+    rows = read_merged(output_dir / "frames")
     metrics = score(rows, _layout(recipe), lpips_status=_lpips_status(config.lpips, recipe, rows)) | _facts(prepared)
     if config.baseline is not None:
         metrics["comparison"] = compare(metrics, read_baseline(Path(config.baseline)))
     write_json(output_dir / "metrics.json", metrics)
-    report = _write_report(prepared, metrics, rows, set(keys))
-    return Evaluation(summary, metrics, report, failed_thresholds(metrics, parse_thresholds(config.fail_below)))
+    measured.metrics, measured.report = metrics, _write_report(prepared, metrics, rows, set(keys))
+    return measured
 
 
 def _dataset_of(baseline: Mapping[str, Any]) -> str | None:
@@ -119,14 +127,16 @@ def _dataset_of(baseline: Mapping[str, Any]) -> str | None:
 
 
 class _Measured:
-    """Counts frames on their way to the merged files."""
+    """Counts frames on their way to the merged files, and holds what came of them."""
 
     def __init__(self) -> None:
         self.num_rows = self.num_frames = 0
+        self.metrics: dict[str, Any] = {}
+        self.report: Path | None = None
 
     def add(self, table: pa.Table) -> None:
         self.num_rows += table.num_rows
-        self.num_frames += sum(variant == "ceiling" for variant in table["variant"].to_pylist())
+        self.num_frames += pa.compute.sum(pa.compute.equal(table["variant"], "ceiling")).as_py() or 0
 
     def to_json(self) -> dict[str, Any]:
         return {"frames": self.num_frames, "rows": self.num_rows}
@@ -144,9 +154,9 @@ def _road(config: EvaluationConfig, recipe: EvaluationRecipe, source: ActionSour
     from pipeline.stages.load import LoadEvaluation
     from pipeline.stages.record import RecordEvaluation
 
-    output_dir = str(Path(config.output_dir).resolve())
+    output_dir = output_root(config)
     return Road(
-        load=(LoadEvaluation, (str(input_root(config)), config.dataset.format, recipe, source)),
+        load=(LoadEvaluation, (input_root(config), config.dataset.format, recipe, source)),
         infer=(Evaluate, (output_dir, config.lpips)),
         record=(RecordEvaluation, (output_dir, recipe)),
     )
@@ -173,7 +183,7 @@ def _lpips_status(choice: str, recipe: EvaluationRecipe, rows: pa.Table) -> str:
 
 def _facts(prepared: Prepared) -> dict[str, Any]:
     """What the figures are of: travels with them."""
-    manifest = prepared.manifest()
+    manifest = prepared.manifest
     return {
         "settings": all_settings(prepared.config),
         **{name: manifest[name] for name in ("run_id", "recipe", "checkpoint", "dataset", "versions")},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.config import LabelConfig
 from pipeline.outputs.labels import merge_labels
-from pipeline.outputs.summary import Summary, write_summary
+from pipeline.outputs.summary import Summary
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe, make_recipe
-from pipeline.run import Prepared, Progress, drive, input_root, open_input, prepare_run
+from pipeline.run import Prepared, Show, drive, input_root, open_input, output_root, prepare_run
 from pipeline.stages.stage import Road
 
 
@@ -27,15 +25,10 @@ def prepare(config: LabelConfig) -> Prepared:
     )
 
 
-def label(prepared: Prepared, progress: Progress = lambda tally: None) -> Summary:
+def label(prepared: Prepared, show: Show | None = None) -> Summary:
     """Infers what has no record yet, merges all records of the plan, and accounts for every segment."""
-    tally = drive(prepared, progress)
-    keys = prepared.recorded_keys()
-    folder = prepared.output_dir / "labels"
-    checks = merge_labels(prepared.store, keys, prepared.recipe, folder, prepared.manifest())
-    summary = Summary.of(prepared.dataset, prepared.recipe, prepared.plan, tally, checks, recorded=set(keys))
-    write_summary(prepared.output_dir, summary)
-    return summary
+    folder, recipe = prepared.output_dir / "labels", prepared.recipe
+    return drive(prepared, lambda keys: merge_labels(prepared.store, keys, recipe, folder, prepared.manifest), show)
 
 
 def _road(config: LabelConfig, recipe: Recipe) -> Road:
@@ -45,7 +38,7 @@ def _road(config: LabelConfig, recipe: Recipe) -> Road:
     from pipeline.stages.record import RecordLabels
 
     return Road(
-        load=(Load, (str(input_root(config)), config.dataset.format, recipe)),
+        load=(Load, (input_root(config), config.dataset.format, recipe)),
         infer=(Infer, ()),
-        record=(RecordLabels, (str(Path(config.output_dir).resolve()), recipe)),
+        record=(RecordLabels, (output_root(config), recipe)),
     )

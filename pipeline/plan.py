@@ -19,7 +19,7 @@ from pipeline.recipe import Recipe
 from pipeline.views import RESOLUTION_TIERS
 
 # Part of every key: raise it when what a record holds, or how a label is computed, changes.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Segment:
     """
 
     key: str
+    input_digest: str  # of the content that is read: noise derives from it
     episode_index: int
     task: str
     num_positions: int  # of the whole episode
@@ -47,6 +48,7 @@ class Segment:
             "problem": self.problem or "",
             "error_type": "",
             "error": "",
+            "failed_stage": "",
         }
         return asdict(self) | plain
 
@@ -125,12 +127,14 @@ def count_windows(segments: Iterable[Segment]) -> int:
     return sum(len(segment.window_starts) for segment in segments)
 
 
-def window_seed(seed: int, episode_index: int, start: int) -> int:
+def window_seed(seed: int, input_digest: str, start: int) -> int:
     """A window's own seed, so that its noise does not depend on batch, order, actors or interruptions.
 
-    Of a rollout, `start` is the number of the sample; its chunks count up from this seed.
+    It derives from the part of the segment's key that says what is read, and not from the checkpoint: two checkpoints
+    see the same noise, so that what differs between their labels is theirs. Of a rollout, `start` is the number of the
+    sample; its chunks count up from this seed.
     """
-    return int(digest([seed, episode_index, start])[:8], 16) & 0x7FFFFFFF
+    return int(digest([seed, input_digest, start])[:8], 16) & 0x7FFFFFFF
 
 
 def _plan_episode(
@@ -142,6 +146,7 @@ def _plan_episode(
     for chosen, label_start, label_stop in cut_windows(starts, num_positions, recipe.action_chunk, windows_per_segment):
         yield Segment(
             key=digest([RECORD_VERSION, recipe_digest, identity, chosen]),
+            input_digest=identity,
             episode_index=episode.episode_index,
             task=episode.task,
             num_positions=num_positions,

@@ -172,13 +172,14 @@ def _evaluated(
 ) -> Iterable[EvaluationSegment]:
     recipe = keys.recipe
     others = (other_episode_index,) if other_episode_index >= 0 else ()
-    identity = keys.identity(episode.episode_index, *others)
+    own, identity = keys.identity(episode.episode_index), keys.identity(episode.episode_index, *others)
     num_positions = len(recipe.timebase.frame_indexes(episode.num_frames))
     starts = chunk_starts(num_positions, recipe)
     for windows, start, stop in cut_windows(starts, num_positions, recipe.action_chunk, windows_per_segment):
         is_shown = in_gallery and windows[0] == 0
         yield EvaluationSegment(
             key=keys.key(identity, windows, is_shown),
+            input_digest=own,
             episode_index=episode.episode_index,
             task=episode.task,
             num_positions=num_positions,
@@ -198,6 +199,7 @@ def _samples(
     for sample in range(num_samples):
         yield RolloutSegment(
             key=keys.key(identity, task, num_positions, sample),
+            input_digest=identity,
             episode_index=episode.episode_index,
             task=task,
             num_positions=num_positions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.action_sources import ActionSource, open_action_source
@@ -10,10 +11,10 @@ from pipeline.fingerprint import digest
 from pipeline.outputs.lerobot_dataset import read_generator, whole_fps, write_synthetic_dataset
 from pipeline.outputs.merging import merge_records
 from pipeline.outputs.rollouts import RolloutChecks, rollout_schema, synthetic_episodes
-from pipeline.outputs.summary import Summary, write_summary
+from pipeline.outputs.summary import Summary
 from pipeline.recipe import Recipe, RolloutRecipe, make_recipe
 from pipeline.rollout_plan import plan_dreams, plan_rollouts, read_tasks
-from pipeline.run import Prepared, Progress, drive, input_root, open_input, prepare_run
+from pipeline.run import Prepared, Show, drive, input_root, open_input, output_root, prepare_run
 from pipeline.stages.stage import Road
 
 
@@ -53,30 +54,29 @@ def prepare_policy(config: PolicyConfig) -> Prepared:
     )
 
 
-def roll_out(prepared: Prepared, progress: Progress = lambda tally: None) -> Summary:
+def roll_out(prepared: Prepared, show: Show | None = None) -> Summary:
     """Draws what has no record yet, merges all records of the plan, and accounts for every segment."""
-    config, recipe, output_dir = prepared.config, prepared.recipe, prepared.output_dir
-    tally = drive(prepared, progress)
-    keys = prepared.recorded_keys()
-    checks = RolloutChecks(recipe)
+    return drive(prepared, lambda keys: _merge(prepared, keys), show)
+
+
+def _merge(prepared: Prepared, keys: Sequence[str]) -> RolloutChecks:
+    checks = RolloutChecks(prepared.recipe)
     merge_records(
         prepared.store,
         keys,
-        rollout_schema(recipe),
-        output_dir / "rollouts",
-        manifest=prepared.manifest(),
+        rollout_schema(prepared.recipe),
+        prepared.output_dir / "rollouts",
+        manifest=prepared.manifest,
         look=checks.add,
     )
-    summary = Summary.of(prepared.dataset, recipe, prepared.plan, tally, checks, recorded=set(keys))
-    write_summary(output_dir, summary)
-    if config.lerobot_dataset and checks.num_videos > checks.num_single_actions:
+    if prepared.config.lerobot_dataset and checks.num_videos > checks.num_single_actions:
         _write_dataset(prepared, keys)
-    return summary
+    return checks
 
 
 def where_it_is(config: RolloutConfig | PolicyConfig, summary: Summary) -> str:
     """What a terminal says at the end."""
-    if not summary.results["videos"]:
+    if not summary.results.get("videos"):
         return f"No video was drawn; {config.output_dir}/summary.json says why."
     dataset = f", the LeRobot dataset in {config.output_dir}/lerobot" if config.lerobot_dataset else ""
     return f"Videos are in {config.output_dir}/videos, a row per frame in {config.output_dir}/rollouts{dataset}."
@@ -93,9 +93,9 @@ def _road(config: RolloutConfig | PolicyConfig, recipe: RolloutRecipe, source: A
     from pipeline.stages.record import RecordRollout
     from pipeline.stages.roll_out import RollOut
 
-    output_dir = str(Path(config.output_dir).resolve())
+    output_dir = output_root(config)
     return Road(
-        load=(LoadStart, (str(input_root(config)), config.dataset.format, recipe, source)),
+        load=(LoadStart, (input_root(config), config.dataset.format, recipe, source)),
         infer=(RollOut, (output_dir,)),
         record=(RecordRollout, (output_dir, recipe)),
     )
@@ -109,16 +109,16 @@ def _rollout_recipe(
     return RolloutRecipe(**vars(recipe), chaining=chaining, actions=source.to_json() if source else {})
 
 
-def _write_dataset(prepared: Prepared, keys: list[str]) -> None:
+def _write_dataset(prepared: Prepared, keys: Sequence[str]) -> None:
     """The run's videos as a LeRobot dataset; one that is there already of the same records stays as it is."""
-    recipe, manifest = prepared.recipe, prepared.manifest()
+    recipe, manifest = prepared.recipe, prepared.manifest
     generator = {name: manifest[name] for name in ("run_id", "checkpoint", "recipe")} | {"records": digest(keys)}
     root = prepared.output_dir / "lerobot"
     if read_generator(root) == generator:
         return
     write_synthetic_dataset(
         root,
-        synthetic_episodes(prepared.store, keys, prepared.output_dir),
+        synthetic_episodes(prepared.output_dir / "rollouts", prepared.output_dir),
         fps=recipe.timebase.model_fps,
         camera=synthetic_camera(recipe),
         action_names=recipe.action_names,

@@ -21,8 +21,8 @@ from pipeline.actions import load_normalizer
 from pipeline.datasets.video import VideoInfo, probe_video, read_video_frames
 from pipeline.embodiments import Embodiment, get_embodiment, resolve_view_point
 from pipeline.errors import ConfigError, VideoError
-from pipeline.outputs.records import write_atomically
 from pipeline.single_request import SingleRequest
+from pipeline.storage import write_atomically
 
 if TYPE_CHECKING:
     from pipeline.actions import Normalizer

@@ -18,15 +18,6 @@ from pipeline.labelling import label, prepare
 from pipeline.outputs.records import RecordStore
 
 
-@pytest.fixture(scope="session")
-def ray_of_this_session():
-    from pipeline.config import RayConfig
-    from pipeline.stages.on_ray import ray_session
-
-    with ray_session(RayConfig()):
-        yield
-
-
 def flags_for(root: Path, checkpoint: Path, output_dir: Path, *more: str) -> LabelConfig:
     return parse_config(
         LabelConfig,

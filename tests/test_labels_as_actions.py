@@ -70,13 +70,13 @@ def labelled(plain, tiny_checkpoint, tmp_path_factory) -> Path:
     )
     prepared = prepare(config)
     assert [status["error"] for status in drive_without_ray(prepared)] == ["", ""]
-    write_manifest(prepared.output_dir, prepared.manifest())
+    write_manifest(prepared.output_dir, prepared.manifest)
     keys, labels = prepared.recorded_keys(), prepared.output_dir / "labels"
-    merge_labels(prepared.store, keys, prepared.recipe, labels, prepared.manifest())
+    merge_labels(prepared.store, keys, prepared.recipe, labels, prepared.manifest)
     # The same run, broken off after its first episode.
     shutil.copytree(prepared.output_dir, folder / "unfinished")
     labels = folder / "unfinished" / "labels"
-    merge_labels(prepared.store, keys[:1], prepared.recipe, labels, prepared.manifest())
+    merge_labels(prepared.store, keys[:1], prepared.recipe, labels, prepared.manifest)
     return prepared.output_dir
 
 

@@ -14,6 +14,7 @@ from pipeline.cosmos3.config import WEIGHTS_NAME
 from pipeline.errors import CheckpointError
 
 _NAMES_SHOWN = 5
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 
 
 Names = Callable[[str], bool]
@@ -83,18 +84,34 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise CheckpointError(
-            f"Expected {single.name} or {index.name} in {folder}, found neither. Only safetensors weights are loaded."
+            f"Expected {single.name} or {index.name} in {folder}, found neither{_pickles(folder)}. Only safetensors "
+            "weights are loaded."
         )
+    names = _shard_names(index)
+    # Held against what the folder lists, not looked up: a name is data, and may lead anywhere.
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    absent = [Path(name).name for name in names if name not in there]
+    if absent:
+        raise CheckpointError(f"{index} names files that are not in {folder}: {_shown(absent)}.")
+    return [folder / name for name in names]
+
+
+def _shard_names(index: Path) -> list[str]:
     try:
-        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not names or not all(isinstance(name, str) for name in names):
+            raise TypeError("weight_map must name a file for each tensor")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not a safetensors index: {error!r}. Download it again.") from error
-    files = [folder / name for name in names]
-    outside = [path.name for path in files if path.parent != folder]
-    absent = [path.name for path in files if not path.is_file()]
-    if outside or absent:
-        raise CheckpointError(f"{index} names files that are not in {folder}: {', '.join(outside + absent)}.")
-    return files
+    return sorted(names)
+
+
+def _pickles(folder: Path) -> str:
+    """` but model.bin, …`: weights that would have to be unpickled, which can run any code."""
+    if not folder.is_dir():
+        return ""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    return f" but {_shown(names)}, which would have to be unpickled" if names else ""
 
 
 class _LazyTensor:
@@ -116,7 +133,7 @@ def _tensors(path: Path, device: torch.device) -> Iterator[tuple[str, _LazyTenso
         with safe_open(path, framework="pt", device=str(device)) as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 yield name, _LazyTensor(file, name)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}). Download it again.") from error
 
 
@@ -134,7 +151,9 @@ def _assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _listed(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
+    return f"{what} {_shown(names)}" if names else ""
+
+
+def _shown(names: list[str]) -> str:
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return f"{what} {', '.join(names[:_NAMES_SHOWN])}{more}"
+    return f"{', '.join(names[:_NAMES_SHOWN])}{more}"

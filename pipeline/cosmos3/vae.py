@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from pipeline.cosmos3.loading import load_strictly, no_names
+from pipeline.errors import CheckpointError
 
 # Clips encoded in one call: about one 17-frame clip at 720x1280, or dozens of the small tiers.
 _MAX_PIXELS_PER_CALL = 17 * 720 * 1280
@@ -42,14 +43,15 @@ class VideoVae:
     def encode(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """[3, T, H, W] clips (uint8, or float in [-1, 1]; T = 4k + 1) -> [C, t, h, w] fp32, in order.
 
-        Clips of one shape are encoded together, up to a budget of pixels.
+        Clips of one shape are encoded together, up to a budget of pixels. Not so in fp32: a convolution over several
+        clips rounds differently from one over each, and fp32 promises the same bits alone and in a batch.
         """
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)
         for index, clip in enumerate(clips):
             by_shape[clip.shape].append(index)
         latents: list[torch.Tensor | None] = [None] * len(clips)
         for shape, indexes in by_shape.items():
-            per_call = max(1, _MAX_PIXELS_PER_CALL // shape[1:].numel())
+            per_call = 1 if self._dtype == torch.float32 else max(1, _MAX_PIXELS_PER_CALL // shape[1:].numel())
             for start in range(0, len(indexes), per_call):
                 chosen = indexes[start : start + per_call]
                 for index, latent in zip(chosen, self._encode(torch.stack([clips[i] for i in chosen])), strict=True):
@@ -70,8 +72,14 @@ class VideoVae:
 
 
 def _build(config: dict[str, Any], *, decoder: bool) -> AutoencoderKLWan:
-    with torch.device("meta"):
-        model = AutoencoderKLWan.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoencoderKLWan.from_config(config)
+    except Exception as error:  # diffusers checks none of these numbers: whatever a wrong one leads to comes out here
+        raise CheckpointError(
+            f"vae/config.json is not one that diffusers' AutoencoderKLWan can be built from ({type(error).__name__}: "
+            f"{error}). Download the checkpoint again."
+        ) from error
     if not decoder:
         del model.decoder, model.post_quant_conv
     return model

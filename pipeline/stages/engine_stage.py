@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.cosmos3.config import resolve_checkpoint
+from pipeline.cosmos3.config import checkpoint_fingerprint, resolve_checkpoint
 from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.cosmos3.prompt import PromptTokenizer
 from pipeline.cosmos3.request import Cosmos3ActionRequest
+from pipeline.errors import CheckpointError
 from pipeline.recipe import Recipe
 from pipeline.stages.batcher import WindowBatcher
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import Pulse, Stage
 
 # Tokens in one forward that fill the device: on a GPU the matrix products are compute-bound from a few hundred on and
 # launches stop mattering at a few thousand; two CPU cores are full long before.
@@ -44,6 +46,7 @@ class EngineStage(Stage):
         from pipeline.cosmos3.engine import Engine
 
         folder = resolve_checkpoint(settings.checkpoint)
+        _require_same_weights(folder, settings.checkpoint, recipe)
         self._recipe = recipe
         self._engine = Engine.from_pretrained(
             folder,
@@ -63,8 +66,20 @@ class EngineStage(Stage):
             "guidance_scale": recipe.guidance_scale,
         }
 
+    def pulse(self) -> Pulse:
+        return self._batcher.pulse
+
     def _fitting_batch_size(self, request: Cosmos3ActionRequest) -> int:
         return fitting_batch_size(request, self._engine.device.type)
+
+
+def _require_same_weights(folder: Path, checkpoint: str, recipe: Recipe) -> None:
+    """A hub's branch may have moved on since the driver looked, or a node may keep another copy under the same path."""
+    if checkpoint_fingerprint(folder) != recipe.checkpoint_fingerprint:
+        raise CheckpointError(
+            f"{checkpoint}: this node has other weights ({folder}) than the driver found. Their labels would stand "
+            "under the wrong key. Give all nodes the same folder, and start the run again."
+        )
 
 
 def make_processor(recipe: Recipe, tokenizer: PromptTokenizer) -> Cosmos3PolicyProcessor:

@@ -202,5 +202,5 @@ class Evaluate(EngineStage):
 
     def _seed(self, row: Row, sample: int, start: int) -> int:
         """Of a window that starts at this position of the segment. All courses of a sample share their noise."""
-        base = window_seed(self._recipe.seed, int(row["episode_index"]), sample)
+        base = window_seed(self._recipe.seed, row["input_digest"], sample)
         return base + int(row["window_starts"][0]) + start

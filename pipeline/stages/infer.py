@@ -41,7 +41,7 @@ class Infer(EngineStage):
             requests.append(
                 self._processor.to_request(
                     inputs,
-                    seed=window_seed(recipe.seed, int(row["episode_index"]), int(start)),
+                    seed=window_seed(recipe.seed, row["input_digest"], int(start)),
                     **self._sampling,
                 )
             )

@@ -1,7 +1,8 @@
-"""The road: load → infer → record, strung on Ray Data. The only file that imports Ray.
+"""The road: load → infer → record, strung on Ray Data.
 
 One segment is one row and one block, so that what fails is one segment; and what travels between the stages counts
-against a byte budget, so that decoding never runs away from the model.
+against a byte budget, so that decoding never runs away from the model. What does not come back, because a process died
+with it in hand, is tried again by Ray a few times, and then runs alone in the ward.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 # Must be set before Ray is imported. Under `uv run` Ray would build a virtual environment of several GB for every
@@ -19,6 +23,8 @@ from dataclasses import dataclass, replace
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# Nothing is sent anywhere that was not asked for.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Threads that wait for others of the same matrix product sleep instead of spinning: on the CPU the stages share cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray's own processes write to the user's terminal otherwise; their log files are kept.
@@ -26,36 +32,46 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 
 from pipeline.config import RayConfig
 from pipeline.errors import ConfigError, StageError
 from pipeline.plan import Segment
 from pipeline.recipe import Recipe
 from pipeline.stages.engine_stage import EngineSettings
+from pipeline.stages.fit import RECORD_CPUS, Fit, fit_to_machine
+from pipeline.stages.metrics import StageMetrics
+from pipeline.stages.register import Attendance, Register
 from pipeline.stages.stage import Road, Row
+from pipeline.stages.ward import Death, Ward
+from pipeline.stages.watched import watched
+from pipeline.stopping import Stop
 
-# A call that dies with its process is tried this often again before its segment counts as lost. Without a bound Ray
+# A call that dies with its process is tried this often again before its segment has to run alone. Without a bound Ray
 # retries a poisonous row for ever.
 MAX_TASK_RETRIES = 2
-# One core decodes tens of windows a second and a GPU answers a few, so two loaders keep an engine fed.
-LOADERS_PER_ENGINE = 2
-_RECORD_CPUS = 0.1
+# Ray keeps a block of every segment from the start, at about a millisecond each. A longer plan goes in waves of this
+# many: hours of work, after which the engines are loaded once more.
+SEGMENTS_PER_WAVE = 20_000
+# So many processes may die one after the other without a single segment done, besides one for each actor: three for a
+# segment that kills whatever touches it, and several such side by side. More, and it is not the segments.
+DEATHS_WITHOUT_PROGRESS = 20
+_TICK_S = 0.5
+_LOOK_EVERY_S = 2.0
+
+Watch = Callable[[Attendance], None]
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How many actors of each kind, and what each of them takes."""
+class Errand:
+    """What a run wants done, and how."""
 
-    num_engines: int
-    gpus_per_engine: float
-    cpus_per_engine: float
-    num_loaders: int
-    cpus_per_loader: float
-
-    @property
-    def num_cpus(self) -> float:
-        return self.num_engines * self.cpus_per_engine + self.num_loaders * self.cpus_per_loader + _RECORD_CPUS
+    recipe: Recipe
+    road: Road
+    settings: EngineSettings
+    config: RayConfig
+    stop: Stop
+    watch: Watch = lambda attendance: None  # called every two seconds
 
 
 @contextlib.contextmanager
@@ -78,6 +94,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
+    # Its dashboard is left out; a cluster's own is the affair of whoever started it.
     own = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
     try:
         with _silenced_stderr():
@@ -92,69 +109,55 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def fit_to_machine(config: RayConfig, device: str, resources: dict[str, float]) -> Fit:
-    """Actors for Ray's `resources`. Raises ConfigError, with the remedy, for what can never be scheduled.
-
-    On the CPU one engine takes half the cores' slots, whatever it computes with, because a pool that asks for every
-    core leaves none for the stage before it, and the run would hang.
-    """
-    num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    on_gpu = device == "cuda" or (device == "auto" and num_gpus >= 1)
-    num_engines = config.num_engines or (max(1, int(num_gpus)) if on_gpu else 1)
-    if on_gpu and num_engines > num_gpus:
-        raise ConfigError(
-            f"{num_engines} engines need a GPU each, and Ray has {num_gpus:g}. Lower --ray.num_engines, or use "
-            "--engine.device cpu."
-        )
-    cpus_per_engine = min(1.0, num_cpus / 2 / num_engines)
-    free = num_cpus - num_engines * cpus_per_engine - _RECORD_CPUS
-    num_loaders = config.num_loaders or max(1, min(int(free), LOADERS_PER_ENGINE * num_engines))
-    fit = Fit(
-        num_engines=num_engines,
-        gpus_per_engine=1.0 if on_gpu else 0.0,
-        cpus_per_engine=cpus_per_engine,
-        num_loaders=num_loaders,
-        cpus_per_loader=max(0.0, min(1.0, free / num_loaders)),
-    )
-    if free <= 0 or fit.num_cpus > num_cpus + 1e-6:
-        raise ConfigError(
-            f"{num_engines} engines and {num_loaders} loaders need {fit.num_cpus:.1f} cores, and Ray has {num_cpus:g}. "
-            "Lower --ray.num_engines or --ray.num_loaders."
-        )
-    return fit
-
-
-def stream(
-    segments: Sequence[Segment],
-    recipe: Recipe,
-    road: Road,
-    *,
-    settings: EngineSettings,
-    config: RayConfig,
-) -> Iterator[Row]:
+def stream(segments: Sequence[Segment], errand: Errand) -> Iterator[Row | None]:
     """Sends the segments down the road and yields a status row for each that came to an end, in any order.
 
-    A segment whose process died too often yields nothing: whoever counts has to hold the plan against what came.
-    Raises StageError when a stage cannot be set up.
+    Yields None now and then when nothing came, so that whoever iterates can look after other things. A segment that
+    killed its process also when it was alone comes with `death` (a `Death`) and `attempts`. Once `errand.stop` is
+    requested, what is in hand is finished as far as the grace period allows, and the rest yields nothing or rows of
+    type `Dropped`. Raises StageError when a stage cannot be set up, or dies again and again whatever it is given.
     """
     resources = ray.cluster_resources()
-    fit = fit_to_machine(config, settings.device, resources)
-    settings = _settle_device(settings, fit, resources, loads_all_along=not road.infer[0].decodes_video)
-    _configure(config)
-    (load, load_arguments), (infer, infer_arguments), (record, record_arguments) = road.load, road.infer, road.record
+    fit = fit_to_machine(errand.config, errand.settings.device, resources)
+    loads_all_along = not errand.road.infer[0].decodes_video
+    settings = _settle_device(errand.settings, fit, resources, loads_all_along=loads_all_along)
+    infer, arguments = errand.road.infer
+    errand = replace(errand, road=replace(errand.road, infer=(infer, (errand.recipe, settings, *arguments))))
+    _configure(errand.config)
+    names = [stage.name for stage, _ in (errand.road.load, errand.road.infer, errand.road.record)]
+    actors = dict(zip(names, (fit.num_loaders, fit.num_engines, 1), strict=True))
+    register = ray.remote(Register).options(num_cpus=0).remote(actors)
+    for first in range(0, len(segments), SEGMENTS_PER_WAVE):
+        wave = segments[first : first + SEGMENTS_PER_WAVE]
+        heard_of = set()
+        for status in _in_company(_string(wave, errand, fit, register), errand, register):
+            if status is not None:
+                heard_of.add(status["key"])
+            yield status
+        if errand.stop.is_requested:
+            return
+        yield from _alone([segment for segment in wave if segment.key not in heard_of], errand, fit, register)
+
+
+def _string(segments: Sequence[Segment], errand: Errand, fit: Fit, register: ray.actor.ActorHandle) -> Dataset:
+    """The three stages as one lazy dataset of status rows."""
     rows = ray.data.from_items([segment.to_row() for segment in segments], override_num_blocks=len(segments))
     retries = {"max_task_retries": MAX_TASK_RETRIES}
-    statuses = (
+    engine_resource = errand.config.engine_resource
+    placed = {"resources": {engine_resource: 1.0}} if engine_resource else {}
+    of_this_run = (register, errand.recipe.run_id, errand.recipe.mode)
+    infer = errand.road.infer[0]
+    return (
         rows.map(
-            load,
-            fn_constructor_args=load_arguments,
+            watched(errand.road.load[0]),
+            fn_constructor_args=(*errand.road.load, *of_this_run),
             compute=ActorPoolStrategy(size=fit.num_loaders),
             num_cpus=fit.cpus_per_loader,
             **retries,
         )
         .map(
-            infer,
-            fn_constructor_args=(recipe, settings, *infer_arguments),
+            watched(infer),
+            fn_constructor_args=(*errand.road.infer, *of_this_run),
             compute=ActorPoolStrategy(
                 size=fit.num_engines,
                 max_tasks_in_flight_per_actor=2 * infer.segments_at_once,
@@ -164,22 +167,160 @@ def stream(
             num_cpus=fit.cpus_per_engine,
             num_gpus=fit.gpus_per_engine,
             **retries,
+            **placed,
         )
         .map(
-            record,
-            fn_constructor_args=record_arguments,
+            watched(errand.road.record[0]),
+            fn_constructor_args=(*errand.road.record, *of_this_run),
             compute=ActorPoolStrategy(size=1),
-            num_cpus=_RECORD_CPUS,
+            num_cpus=RECORD_CPUS,
             **retries,
         )
     )
+
+
+def _in_company(statuses: Dataset, errand: Errand, register: ray.actor.ActorHandle) -> Iterator[Row | None]:
+    """Status rows as they come. Ray Data runs in a thread, so that signals and standstills are noticed here."""
+    pump = _Pump(statuses)
+    guard = _Guard(errand, register)
     try:
-        yield from statuses.iter_rows()
+        while True:
+            try:
+                item = pump.items.get(timeout=_TICK_S)
+            except queue.Empty:
+                item = None
+            if item is _END:
+                guard.look()
+                return
+            if isinstance(item, BaseException):
+                raise _ray_gave_up(item) from item
+            yield item
+            if guard.may_leave():
+                return
+    finally:
+        pump.is_abandoned.set()
+
+
+_END = object()
+
+
+class _Pump:
+    """Pulls rows out of Ray Data in a thread of its own; errors and the end come as items, too."""
+
+    def __init__(self, statuses: Dataset) -> None:
+        self.items: queue.SimpleQueue = queue.SimpleQueue()
+        self.is_abandoned = threading.Event()
+        threading.Thread(target=self._run, args=(statuses,), name="ray-data", daemon=True).start()
+
+    def _run(self, statuses: Dataset) -> None:
+        try:
+            for row in statuses.iter_rows():
+                if self.is_abandoned.is_set():
+                    return
+                self.items.put(row)
+            self.items.put(_END)
+        except BaseException as error:  # the thread must not end without a word
+            self.items.put(error)
+
+
+class _Guard:
+    """Looks at the register every two seconds: is anybody still at work, and does anything come of it?"""
+
+    def __init__(self, errand: Errand, register: ray.actor.ActorHandle) -> None:
+        self._errand, self._register = errand, register
+        self._looked_s = time.monotonic()
+        self._was_told = False
+        self._num_done_then, self._births_then = -1, 0
+
+    def may_leave(self) -> bool:
+        """Whether the run is to stop and nothing is left in hand, or no time. Raises StageError in a standstill."""
+        stop = self._errand.stop
+        if stop.is_requested and not self._was_told:
+            self._was_told = True
+            self._register.stop.remote()
+        if stop.is_overdue:
+            return True
+        if time.monotonic() - self._looked_s < (_TICK_S if self._was_told else _LOOK_EVERY_S):
+            return False
+        return self.look().is_idle and self._was_told
+
+    def look(self) -> Attendance:
+        self._looked_s = time.monotonic()
+        attendance = ray.get(self._register.attendance.remote())
+        self._errand.watch(attendance)
+        self._count_deaths(attendance)
+        return attendance
+
+    def _count_deaths(self, attendance: Attendance) -> None:
+        births = sum(attendance.births.values())
+        if attendance.num_done > self._num_done_then:
+            self._num_done_then, self._births_then = attendance.num_done, births
+        died = births - self._births_then
+        if died > DEATHS_WITHOUT_PROGRESS + sum(attendance.actors.values()):
+            raise StageError(
+                f"{died} processes died one after the other and not a single segment came to an end meanwhile. It is "
+                "not the segments: look at Ray's logs, the memory of the machine and its GPU. What was recorded is "
+                "kept; mend this and run the same command again."
+            )
+
+
+def _ray_gave_up(error: BaseException) -> BaseException:
+    if not isinstance(error, ray.exceptions.RayError):
+        return error
+    last_words = str(error).strip().splitlines()[-1]
+    return StageError(
+        f"Ray gave up on a stage: {last_words} What was recorded is kept; mend this and run the same command again."
+    )
+
+
+def _alone(
+    segments: Sequence[Segment], errand: Errand, fit: Fit, register: ray.actor.ActorHandle
+) -> Iterator[Row | None]:
+    """What did not come back in company, one at a time in each ward, so that nobody dies of another's segment."""
+    waiting = list(reversed(segments))
+    metrics = StageMetrics(errand.road.record[0].name, errand.recipe.run_id, job_name=errand.recipe.mode)
+    at_work: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, Segment]] = {}
+    placed = {errand.config.engine_resource: 1.0} if errand.config.engine_resource else None
+    admit = ray.remote(Ward).options(
+        num_cpus=fit.cpus_per_engine, num_gpus=fit.gpus_per_engine, resources=placed, max_restarts=1
+    )
+    free = [admit.remote(errand.road) for _ in range(min(fit.num_engines, len(waiting)))]
+    while (waiting or at_work) and not errand.stop.is_overdue:
+        while free and waiting and not errand.stop.is_requested:
+            ward, segment = free.pop(), waiting.pop()
+            at_work[ward.treat.remote(segment.to_row())] = (ward, segment)
+        if not at_work:
+            return
+        done, _ = ray.wait(list(at_work), timeout=_TICK_S)
+        if not done:
+            yield None
+        for answer in done:
+            ward, segment = at_work.pop(answer)
+            free.append(ward)
+            status = _outcome(answer, segment, register)
+            if "death" in status:
+                metrics.quarantined(status["error_type"])
+            else:
+                metrics.observe(status["record_s"], len(segment.window_starts), status["error_type"])
+            yield status
+
+
+def _outcome(answer: ray.ObjectRef, segment: Segment, register: ray.actor.ActorHandle) -> Row:
+    try:
+        outcome = ray.get(answer)
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from None
     except ray.exceptions.RayError as error:
-        last_words = str(error).strip().splitlines()[-1]
-        raise StageError(
-            f"Ray gave up on a stage: {last_words} What was recorded is kept; mend this and run the same command again."
-        ) from error
+        # The ward itself is gone, with its node or by a hand from outside: nothing is known of the child in it.
+        outcome = Death("", None, str(error).strip())
+    if not isinstance(outcome, Death):
+        return outcome
+    return segment.to_row() | {
+        "error_type": "ProcessDied",
+        "error": f"Its process died, also when the segment ran alone: {outcome}",
+        "death": outcome,
+        "attempts": ray.get(register.deaths.remote(segment.key)) + 1,
+    }
 
 
 def _settle_device(

@@ -91,7 +91,7 @@ class RollOut(EngineStage):
     def _starts(self, row: Row) -> Sequence[Start]:
         """One start for a chain, one per window otherwise; chunk c of either has the sample's seed + c."""
         canvas = Canvas(*(int(size) for size in row["canvas"]))
-        seed = window_seed(self._recipe.seed, int(row["episode_index"]), int(row["sample"]))
+        seed = window_seed(self._recipe.seed, row["input_digest"], int(row["sample"]))
         actions = row["actions"] if len(row["actions"]) else None
         shared = {"canvas": canvas, "task": row["task"]}
         if self._recipe.chaining == "autoregressive":

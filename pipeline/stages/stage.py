@@ -12,6 +12,25 @@ from pipeline.errors import PipelineError
 
 Row = dict[str, Any]
 
+# What `error_type` says of a segment that nobody worked on, because the run was being stopped.
+DROPPED = "Dropped"
+
+
+class SickProcess(BaseException):
+    """This process can no longer be trusted with any segment, such as after a CUDA error: a fresh one has to go on.
+
+    No `Exception`, because it is not the fault of the segment at hand, and nothing may mistake it for one.
+    """
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How busy an engine is."""
+
+    busy_s: float  # of its steps, since it was made
+    num_waiting: int  # windows
+    batch_size: int  # of the latest step
+
 
 class Stage:
     """A callable over rows. A row that failed earlier passes through; its payload is replaced by an empty one.
@@ -30,10 +49,21 @@ class Stage:
             return {**kept, **self.empty, f"{self.name}_s": 0.0}
         started = time.perf_counter()
         try:
-            produced = {**self.process(row), "error_type": "", "error": ""}
+            produced = {**self.process(row), "error_type": "", "error": "", "failed_stage": ""}
         except Exception as error:
-            produced = {**self.empty, "error_type": type(error).__name__, "error": describe(error)}
+            failure = {"error_type": type(error).__name__, "error": describe(error), "failed_stage": self.name}
+            produced = {**self.empty, **failure}
         return {**kept, **produced, f"{self.name}_s": time.perf_counter() - started}
+
+    def drop(self, row: Row) -> Row:
+        """The same row without any work: the run is being stopped, and the segment is left for the next one."""
+        if row["error"]:
+            return self(row)
+        return self({**row, "error_type": DROPPED, "error": "The run was stopped before this segment's turn."})
+
+    def pulse(self) -> Pulse | None:
+        """Of the engine in this stage; None where there is none."""
+        return None
 
     def process(self, row: Row) -> Row:
         """The payload that this stage adds to `row`. May raise: that fails this segment, and no other."""

@@ -14,6 +14,7 @@ from report_samples import HEIGHT, HOSTILE, METRICS, WIDTH, estimate, make_galle
 from pipeline.errors import ConfigError, ResultError
 from pipeline.evaluation.report import VIDEO_KINDS, GalleryItem
 from pipeline.evaluation.report_tables import agreement_tables, comparison_table, format_number
+from pipeline.storage import open_path, read_bytes
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,25 @@ class Page(HTMLParser):
 
 
 # ---------------------------------------------------------------------------------------------------------- the folder
+
+
+def test_an_object_store_has_the_same_report(s3, report, gallery):
+    """The videos are there, too, as after a run whose output folder it is."""
+    url = s3.url("reports/out")
+    items = []
+    for item in gallery:
+        for kind, video in item.videos.items():
+            s3.put(f"reports/out/videos/{item.episode_index}-{kind}.mp4", video.read_bytes())
+        videos = {kind: open_path(f"{url}/videos/{item.episode_index}-{kind}.mp4") for kind in VIDEO_KINDS}
+        items.append(replace(item, videos=videos))
+    for _ in range(2):
+        assert str(write_sample(f"{url}/report", items)) == f"{url}/report/report.html"
+    found = {key.removeprefix("out/report/") for key in s3.keys("reports/out/report")}
+    assert found == {path.relative_to(report.parent).as_posix() for path in report.parent.rglob("*") if path.is_file()}
+    for name in found:
+        assert read_bytes(open_path(f"{url}/report/{name}")) == (report.parent / name).read_bytes()
+    with pytest.raises(ConfigError, match="something else"):
+        write_sample(f"{url}/videos", items)
 
 
 def test_the_folder_holds_all_that_the_page_needs(report):

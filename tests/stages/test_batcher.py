@@ -11,7 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 import torch
 
-from pipeline.stages.batcher import WindowBatcher
+from pipeline.stages.batcher import WindowBatcher, is_device_lost
+from pipeline.stages.stage import SickProcess
 
 PATIENCE_S = 20
 
@@ -19,8 +20,11 @@ PATIENCE_S = 20
 class Steps:
     """An engine step over integers, ten times each; it keeps its batches and can be held or made to fail."""
 
-    def __init__(self, *, bad: set[int] = frozenset(), fits: int = 1000) -> None:
-        self.bad, self.fits = bad, fits
+    def __init__(
+        self, *, bad: set[int] = frozenset(), fits: int = 1000, out_of_memory: int = 1000, lost_at: int | None = None
+    ) -> None:
+        self.bad, self.fits, self.lost_at = bad, fits, lost_at
+        self.refusals = out_of_memory  # how often a batch that does not fit is refused, before it fits after all
         self.batches: list[list[int]] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -31,7 +35,10 @@ class Steps:
         try:
             self.batches.append(list(batch))
             assert self.may_go_on.wait(PATIENCE_S)
-            if len(batch) > self.fits:
+            if self.lost_at in batch:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            if len(batch) > self.fits and self.refusals > 0:
+                self.refusals -= 1
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             if self.bad & set(batch):
                 raise ValueError(f"bad: {sorted(self.bad & set(batch))}")
@@ -126,10 +133,53 @@ def test_after_out_of_memory_segments_that_share_a_batch_still_get_their_own_ans
     assert [future.result(PATIENCE_S) for future in futures] == [[10, 20, 30], [40, 50], [60, 70, 80]]
 
 
-def test_a_window_too_large_by_itself_is_an_error_and_no_endless_loop():
-    batcher = WindowBatcher(Steps(fits=0), 4)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        batcher.run([1, 2, 3])
+def test_one_window_that_finds_no_memory_is_tried_once_more():
+    steps = Steps(fits=0, out_of_memory=2)
+    assert WindowBatcher(steps, 4).run([1, 2]) == [10, 20]
+    assert steps.batches == [[1, 2], [1], [1], [2]]
+
+
+def test_twice_out_of_memory_with_one_window_is_a_sick_process():
+    steps = Steps(fits=0)
+    with pytest.raises(SickProcess, match="out of memory"):
+        WindowBatcher(steps, 4).run([1, 2, 3])
+    assert steps.sizes == [3, 1, 1]
+
+
+def test_memory_that_ran_out_once_for_each_of_many_windows_is_no_sickness():
+    """What counts is twice in a row: an answer in between shows that the process is well."""
+
+    class Sometimes(Steps):
+        def __call__(self, batch):
+            self.fits, self.refusals = (1, 0) if self.batches and self.batches[-1] == batch else (0, 1)
+            return super().__call__(batch)
+
+    assert WindowBatcher(Sometimes(), 1).run([1, 2, 3]) == [10, 20, 30]
+
+
+def test_a_lost_device_is_a_sick_process_and_everybody_who_waits_hears_of_it():
+    steps = Steps(lost_at=2)
+    futures = queued_together(WindowBatcher(steps, 2), steps, [1, 2], [3, 4], [5])
+    for future in futures:
+        with pytest.raises(SickProcess, match="illegal memory access"):
+            future.result(PATIENCE_S)
+
+
+def test_a_device_lost_while_a_bad_request_is_looked_for_is_a_sick_process():
+    class LosesItAlone(Steps):
+        def __call__(self, batch):
+            if len(batch) == 1:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return super().__call__(batch)
+
+    with pytest.raises(SickProcess, match="device-side assert"):
+        WindowBatcher(LosesItAlone(bad={1}), 2).run([1, 2])
+
+
+@pytest.mark.parametrize("error", [ValueError("CUDA error"), RuntimeError("shapes cannot be multiplied")])
+def test_a_requests_own_error_is_no_sickness(error):
+    assert not is_device_lost(error)
+    assert is_device_lost(torch.AcceleratorError("CUDA error: unspecified launch failure"))
 
 
 @pytest.mark.parametrize("fits", [1000, 3])

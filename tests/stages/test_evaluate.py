@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipeline.actions import load_normalizer, standing_still
+from pipeline.cosmos3.config import checkpoint_fingerprint
 from pipeline.cosmos3.request import Cosmos3ActionRequest, Cosmos3ActionResult
 from pipeline.datasets import Timebase
 from pipeline.embodiments import get_embodiment
@@ -78,6 +79,7 @@ def make_row(chaining: str, *, in_gallery: bool = False) -> dict:
     actions = rng.uniform(-1, 1, (NUM_FRAMES - 1, 10))
     return {
         "key": "0123456789abcdef0123",
+        "input_digest": "content",
         "episode_index": 4,
         "task": "Push.",
         "num_positions": NUM_FRAMES,
@@ -87,6 +89,7 @@ def make_row(chaining: str, *, in_gallery: bool = False) -> dict:
         "problem": "",
         "error_type": "",
         "error": "",
+        "failed_stage": "",
         "other_episode_index": 5,
         "in_gallery": in_gallery,
         "frames": moving_square(),
@@ -106,8 +109,10 @@ class StageMaker:
             checkpoint=str(checkpoint), device="cpu", batch_size=8, text_cache_bytes=2**26, num_threads=2
         )
         self.output_dir = output_dir
+        self._fingerprint = checkpoint_fingerprint(checkpoint)
 
     def __call__(self, recipe: EvaluationRecipe, make_step: Callable[[Evaluate], Step] | None = None) -> Evaluate:
+        recipe = replace(recipe, checkpoint_fingerprint=self._fingerprint)
         stage = Evaluate(recipe, self._settings, str(self.output_dir), "none")
         if make_step is not None:
             stage._batcher._step = make_step(stage)
@@ -138,7 +143,7 @@ def scored(rows: pa.Table) -> dict:
 
 def start_of(request: Cosmos3ActionRequest, row: dict) -> int:
     """The frame that a teacher-forced request starts from: its seed counts up with it."""
-    return request.seed - window_seed(3, row["episode_index"], 0)
+    return request.seed - window_seed(3, row["input_digest"], 0)
 
 
 def first_frame_of(request: Cosmos3ActionRequest, row: dict) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import RayConfig
 from pipeline.errors import ConfigError
-from pipeline.stages.on_ray import LOADERS_PER_ENGINE, Fit, fit_to_machine
+from pipeline.stages.fit import LOADERS_PER_ENGINE, Fit, fit_to_machine
 
 CORES = (1, 2, 4, 64)
 GPUS = (0, 1, 8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import VideoError
-from pipeline.stages.stage import Stage
+from pipeline.stages.stage import DROPPED, SickProcess, Stage
 
 
 class Double(Stage):
@@ -30,7 +30,10 @@ class Double(Stage):
 
 
 def row(**changes) -> dict:
-    return {"key": "k", "episode_index": 3, "frames": np.ones(2), "error_type": "", "error": ""} | changes
+    return {
+        **{"key": "k", "episode_index": 3, "frames": np.ones(2), "error_type": "", "error": "", "failed_stage": ""},
+        **changes,
+    }
 
 
 def test_a_good_row_gains_the_payload_and_loses_what_ends_here():
@@ -91,3 +94,22 @@ def test_all_rows_have_the_same_columns_and_types():
 def test_being_stopped_is_no_failed_segment(error):
     with pytest.raises(error):
         Double(error())(row())
+
+
+def test_a_failure_says_which_stage_it_met():
+    assert Double(ValueError("x"))(row())["failed_stage"] == "double"
+    assert Double()(row(error="x", error_type="X", failed_stage="load"))["failed_stage"] == "load"
+
+
+def test_a_dropped_row_costs_no_work_and_looks_like_any_other():
+    stage = Double()
+    out = stage.drop(row())
+    assert (stage.num_calls, out["error_type"]) == (0, DROPPED)
+    assert frozenset(out) == frozenset(Double()(row()))
+    failed = stage.drop(row(error_type="VideoError", error="gone"))
+    assert failed["error_type"] == "VideoError", "a failure stays what it is"
+
+
+def test_a_sick_process_is_no_failed_segment():
+    with pytest.raises(SickProcess):
+        Double(SickProcess("CUDA error"))(row())

@@ -1,0 +1,195 @@
+"""Real kills of real processes. Each ends with an undisturbed run's labels, and every segment is accounted for."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import ray
+from deadly import DeadlyInfer, DeadlyLoad
+from drill import DRILLED, PATIENCE_S, Drill, assert_conserved, assert_equal_labels, kill, processes, wait_for
+from ray.util.state import list_actors
+
+from pipeline.errors import PipelineError, StorageError
+from pipeline.labelling import label
+from pipeline.outputs.summary import Summary
+from pipeline.stages.on_ray import MAX_TASK_RETRIES
+
+# About as long as an undisturbed run takes on two cores.
+LONGEST_LIFE_S = 40
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+
+@pytest.fixture
+def drill(undisturbed, tmp_path) -> Drill:
+    return Drill(undisturbed.dataset, undisturbed.checkpoint, tmp_path / "out", DRILLED)
+
+
+@pytest.fixture
+def joined(cluster):
+    """This process is the driver."""
+    with ray.init(address=cluster.address, log_to_driver=False):
+        yield cluster
+
+
+def test_poisonous_segments_die_alone_and_are_quarantined_with_their_signals(joined, drill, undisturbed):
+    """One breaks the decoder's process, one the engine's. Their mates, which died with them, are labelled."""
+    prepared = drill.prepare()
+    in_decoder, in_engine = (prepared.missing[number].key for number in (3, 20))
+    road = prepared.road()
+    deadly = replace(road, load=(DeadlyLoad, (*road.load[1], in_decoder)), infer=(DeadlyInfer, (in_engine,)))
+    summary = label(replace(prepared, road=lambda: deadly))
+
+    counts = summary.segments
+    assert counts["planned"] == len(prepared.missing) >= 30
+    assert (counts["recorded"], counts["failed"], counts["quarantined"]) == (counts["planned"] - 2, 0, 2)
+    outcomes = {outcome["key"]: outcome for outcome in summary.failures}
+    assert (outcomes[in_decoder]["kind"], outcomes[in_decoder]["signal"]) == ("quarantined", "SIGSEGV")
+    assert "string_at" in outcomes[in_decoder]["last_words"], "where it died"
+    assert (outcomes[in_engine]["kind"], outcomes[in_engine]["signal"]) == ("quarantined", "SIGKILL")
+    assert "met its poison" in outcomes[in_engine]["last_words"]
+    for outcome in outcomes.values():
+        assert 2 <= outcome["attempts"] <= MAX_TASK_RETRIES + 2
+    assert 2 <= summary.restarts <= 2 * (MAX_TASK_RETRIES + 1)
+    assert summary.exit_code == 1
+    assert "2 were quarantined" in summary.render()
+
+    assert drill.prepare().missing == [], "what is in quarantine is not tried again by itself"
+    again = drill.prepare("--retry_failed")
+    assert {segment.key for segment in again.missing} == {in_decoder, in_engine}
+    healed = label(again)
+    assert (healed.exit_code, healed.segments["recorded"]) == (0, counts["planned"])
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def test_a_loader_and_an_engine_killed_amid_their_work_cost_nothing(joined, drill, undisturbed):
+    prepared, killed = drill.prepare("--ray.num_engines", "2"), []
+
+    def kill_one_of_each() -> None:
+        wait_for(lambda: drill.num_records() >= 3, "the first records")
+        for name in ("Infer", "Load"):
+            killed.append(next(processes(name)))
+            os.kill(killed[-1], signal.SIGKILL)
+
+    hand = threading.Thread(target=kill_one_of_each)
+    hand.start()
+    summary = label(prepared)
+    hand.join()
+    assert len(killed) == 2
+    assert summary.exit_code == 0, summary.render()
+    assert summary.restarts >= 2
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def test_a_lost_node_costs_nothing(joined, drill, undisturbed):
+    """Two nodes with a place for an engine each; the one that is not the driver's goes, with all that ran on it."""
+    nodes = [joined.add_node(num_cpus=2, resources={"engine": 1}) for _ in range(2)]
+    prepared, lost = drill.prepare("--ray.engine_resource", "engine", "--ray.num_engines", "2"), []
+
+    def lose_a_node() -> None:
+        wait_for(lambda: drill.num_records() >= 3, "the first records")
+        where = {actor.node_id for actor in list_actors() if "Infer" in actor.class_name and actor.state == "ALIVE"}
+        lost.append(where)
+        joined.remove_node(nodes[0], allow_graceful=False)
+
+    hand = threading.Thread(target=lose_a_node)
+    hand.start()
+    try:
+        summary = label(prepared)
+        hand.join()
+    finally:
+        joined.remove_node(nodes[1])
+    assert len(lost[0]) == 2, "engines are spread over nodes"
+    assert summary.exit_code == 0, summary.render()
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def test_ten_drivers_in_a_row_are_killed_at_random_moments(cluster, drill, undisturbed):
+    moments, seen = random.Random(5), []
+    for _ in range(10):
+        process = drill.start(cluster.address)
+        time.sleep(moments.uniform(0, LONGEST_LIFE_S))
+        kill(process)
+        seen.append(drill.num_records())
+    code, told = drill.run(cluster.address)
+    assert code == 0, told
+    assert seen == sorted(seen), "finished work was lost"
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def test_sigterm_finishes_what_is_in_hand_and_the_next_run_goes_on(cluster, drill, undisturbed):
+    process = drill.start(cluster.address)
+    wait_for(lambda: drill.num_records() >= 2, "the first records")
+    os.kill(process.pid, signal.SIGTERM)
+    out, error = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3, out + error
+    assert "Traceback" not in out + error
+    summary = drill.summary()
+    assert summary["signal"] == "SIGTERM"
+    assert summary["segments"]["unfinished"] == summary["segments"]["planned"] - drill.num_records() > 0
+    code, told = drill.run(cluster.address)
+    assert code == 0, told
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def test_two_runs_at_once_on_one_folder(cluster, drill, undisturbed):
+    first, second = drill.start(cluster.address), drill.start(cluster.address)
+    ends = [(process, *process.communicate(timeout=PATIENCE_S)) for process in (first, second)]
+    codes = sorted(process.returncode for process, _, _ in ends)
+    assert codes == [0, 2], [out + error for _, out, error in ends]
+    refusal = next(error for process, _, error in ends if process.returncode == 2)
+    assert "LeaseError" in refusal
+    assert str(min(first.pid, second.pid)) in refusal or str(max(first.pid, second.pid)) in refusal
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(joined, drill, undisturbed, small_disk):
+    drill.output_dir = small_disk.folder / "out"
+    with pytest.raises(PipelineError, match=r"full|No space"):
+        raise_or_return(label(drill.prepare()))
+    left = drill.num_records()
+    small_disk.grow()
+    summary = label(drill.prepare())
+    assert summary.exit_code == 0, summary.render()
+    assert summary.segments["recorded_earlier"] == left
+    assert_equal_labels(drill.merged(), undisturbed.labels)
+    assert_conserved(drill)
+
+
+def raise_or_return(summary: Summary) -> None:
+    """A run that stops in order tells of the disk in its summary; one that cannot even write that raises."""
+    assert summary.exit_code == 1
+    raise StorageError(summary.stopped_by)
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    folder: Path
+
+    def grow(self) -> None:
+        subprocess.run(["mount", "-o", "remount,size=64m", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "-l", str(folder)], check=False)
