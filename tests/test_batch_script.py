@@ -4,6 +4,8 @@ called; the processes, and the signals between them, are real.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -127,7 +129,8 @@ def begin(tmp_path) -> Iterator[Callable[..., Batch]]:
 
     yield start
     for process in begun:
-        subprocess.run(["kill", "-KILL", f"-{process.pid}"], capture_output=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 

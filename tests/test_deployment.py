@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pipeline.command_line import parse_config
-from pipeline.config import LabelConfig, settings_of
+from pipeline.config import LabelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -46,10 +46,7 @@ def parse_label_flags(words: list[str]) -> LabelConfig:
     """The settings that a command in the image stands for: what follows its `jobs/label_inverse.py`."""
     words = [word.replace(f"{IMAGE_FOLDER}/", "") for word in words]
     flags = [part for word in words[words.index("jobs/label_inverse.py") + 1 :] for part in word.split("=", 1)]
-    # Flags that jobs are about to get: held against the settings as soon as these have them.
-    awaited = {"--grace_s", "--ray.engine_resource"} - {f"--{name}" for name, _ in settings_of(LabelConfig)}
-    kept = [flag for position, flag in enumerate(flags) if not awaited & {flag, flags[position - 1]}]
-    return parse_config(LabelConfig, kept)
+    return parse_config(LabelConfig, flags)
 
 
 def flag(words: list[str], name: str) -> str:
@@ -349,6 +346,7 @@ def test_engines_go_where_the_gpus_are_and_nothing_goes_to_the_head(rayjob):
     assert "resources" not in groups["loaders"]["rayStartParams"]
     assert (config.engine.device, config.ray.num_engines) == ("cuda", gpus * groups["engines"]["replicas"])
     cpus = int(container_of(groups["loaders"]["template"])["resources"]["limits"]["cpu"])
+    assert config.ray.engine_resource in json.loads(resources)
     assert config.ray.num_loaders <= cpus * groups["loaders"]["replicas"]
     assert config.ray.address == "auto"
 
