@@ -42,7 +42,8 @@ def digest_file(path: Path | UPath, *, num_blocks: int = WEIGHT_BLOCKS, size: in
         size = path.stat().st_size if is_local(path) else fetch(lambda: path.fs.info(path.path), path)["size"]
     hasher = hashlib.sha256(str(size).encode())
     ranges = _sampled(size, num_blocks)
-    for block in _read_local(path, ranges) if is_local(path) else _read_remote(path, ranges):
+    blocks = fetch(lambda: _read_local(path, ranges), path) if is_local(path) else _read_remote(path, ranges)
+    for block in blocks:
         hasher.update(block)
     return hasher.hexdigest()
 

@@ -81,6 +81,7 @@ def make_plan(
     indexes = choose_episodes(dataset, episodes)
     recipe_digest = digest(recipe.to_json())
     windows_per_segment = max_windows(recipe, max_segment_bytes)
+    dataset.prepare_identities(indexes, recipe.cameras)
     segments, num_empty_tasks = [], 0
     for index in indexes:
         episode = dataset.episode(index)

@@ -12,6 +12,8 @@ from types import FrameType
 
 # A run that was stopped is neither complete nor wrong: the same command goes on.
 EXIT_STOPPED = 3
+# One Ctrl-C, or one order of a batch system, may arrive twice: from the terminal or the node, and through a parent.
+_ECHO_S = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -26,6 +28,7 @@ class Stop:
         self.grace_s = grace_s
         self.signal = ""  # the name of the one that came, or another reason
         self._deadline_s = float("inf")
+        self._heard_s = float("-inf")
         self._is_draining = False
 
     @property
@@ -57,6 +60,10 @@ class Stop:
                 signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if now_s - self._heard_s < _ECHO_S:
+            return
+        self._heard_s = now_s
         if self.is_requested:
             os._exit(128 + number)
         self.signal = signal.Signals(number).name

@@ -38,40 +38,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _MAX_NAME_BYTES = 255  # of a file or folder, in all file systems that matter
 _PASSING_ERRNOS = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ECONNABORTED,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EHOSTUNREACH,
-    errno.EINTR,
-    errno.EIO,
-    errno.ENETUNREACH,
-    errno.EPIPE,
-    errno.EREMOTEIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
+    errno.EINTR, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
 _PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 # Of aiohttp, botocore, fsspec and httpx: named, because which of them is installed is the file system's affair.
 _PASSING_NAMES = {
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectTimeoutError",
-    "EndpointConnectionError",
-    "FSTimeoutError",
-    "HTTPClientError",
-    "IncompleteRead",
-    "IncompleteReadError",
-    "ReadError",
-    "ReadTimeout",
-    "ReadTimeoutError",
-    "RemoteProtocolError",
-    "ResponseParserError",
+    "ClientConnectionError", "ClientPayloadError", "ConnectError", "ConnectTimeout", "ConnectTimeoutError",
+    "EndpointConnectionError", "FSTimeoutError", "HTTPClientError", "IncompleteRead", "IncompleteReadError",
+    "ReadError", "ReadTimeout", "ReadTimeoutError", "RemoteProtocolError", "ResponseParserError",
     "ResponseStreamingError",
-}
+}  # fmt: skip
 
 
 def open_path(location: str | Path | UPath) -> UPath:

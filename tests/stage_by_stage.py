@@ -12,12 +12,12 @@ from pipeline.outputs.labels import merge_labels
 from pipeline.run import Prepared
 
 
-def drive_without_ray(prepared: Prepared) -> list[dict[str, Any]]:
+def drive_without_ray(prepared: Prepared, *, batch_size: int = 8) -> list[dict[str, Any]]:
     """Every missing segment through the stages, one after another; their status rows."""
     from pipeline.stages.engine_stage import EngineSettings
 
     settings = EngineSettings(
-        checkpoint=str(prepared.checkpoint), device="cpu", batch_size=8, text_cache_bytes=2**28, num_threads=2
+        checkpoint=str(prepared.checkpoint), device="cpu", batch_size=batch_size, text_cache_bytes=2**28, num_threads=2
     )
     road = prepared.road()
     (load, load_arguments), (infer, infer_arguments), (record, record_arguments) = road.load, road.infer, road.record
@@ -35,9 +35,9 @@ def drive_without_ray(prepared: Prepared) -> list[dict[str, Any]]:
     return statuses
 
 
-def run_without_ray(prepared: Prepared) -> tuple[list[dict[str, Any]], pa.Table]:
+def run_without_ray(prepared: Prepared, *, batch_size: int = 8) -> tuple[list[dict[str, Any]], pa.Table]:
     """Status rows and merged labels of a label run."""
-    statuses = drive_without_ray(prepared)
+    statuses = drive_without_ray(prepared, batch_size=batch_size)
     folder = Path(prepared.config.output_dir) / "labels"
     merge_labels(prepared.store, prepared.recorded_keys(), prepared.recipe, folder, manifest={})
     return statuses, pq.read_table(folder)

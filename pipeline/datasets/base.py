@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from upath import UPath
 from pipeline.datasets.video import MAX_EPISODE_FRAMES, read_video_frames
 from pipeline.errors import DatasetError, EpisodeError, VideoError, did_you_mean
 from pipeline.fingerprint import RECORDING_BLOCKS, digest, digest_file
-from pipeline.storage import file_sizes, inside, is_local
+from pipeline.storage import file_sizes, inside, is_local, stays_inside
 
 # Less than half a frame, so that at most one frame fits; more than the millisecond to which Matroska rounds.
 _TOLERANCE_FRAMES = 0.25
@@ -65,6 +66,7 @@ class RobotVideoDataset(ABC):
         """Empties what can be read again, and would only be dead weight in a process that gets a copy."""
         self._file_identities: dict[str, dict[str, Any]] = {}
         self._folders: dict[str, dict[str, int]] = {}
+        self._checked: dict[str, Path] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         copied = object.__new__(type(self))
@@ -247,6 +249,14 @@ class RobotVideoDataset(ABC):
         return file_sizes(self.root if folder == "." else self._inside(folder), recursive=False)
 
     def _inside(self, path: str) -> Path | UPath:
+        """`path` below the root, see `pipeline.storage.inside`. A folder's own links are followed once."""
+        folder, _, name = path.rpartition("/")
+        if folder and name and is_local(self.root) and stays_inside(path):
+            if folder not in self._checked:
+                self._checked[folder] = inside(self.root, folder, said_by=self._described_by())
+            file = self._checked[folder] / name
+            if not os.path.islink(file):
+                return file
         return inside(self.root, path, said_by=self._described_by())
 
     def _described_by(self) -> Path | UPath:

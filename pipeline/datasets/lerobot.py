@@ -47,8 +47,11 @@ class LeRobotDataset(RobotVideoDataset):
         recorded_T1 = self._rows(episode_index, ["timestamp"]).get("timestamp")
         if recorded_T1 is None:
             return indexes / self.fps
-        if not np.isfinite(recorded_T1).all():
-            raise EpisodeError(f"{self._file(episode_index)}: expected finite timestamps, found NaN; mend the file")
+        if recorded_T1.shape[1] != 1 or not np.isfinite(recorded_T1).all():
+            raise EpisodeError(
+                f"{self._file(episode_index)}: expected finite timestamps, one a frame, found NaN or shape "
+                f"{recorded_T1.shape}; mend the file"
+            )
         return recorded_T1[indexes, 0]
 
     def read_columns(self, episode_index: int, keys: Sequence[str]) -> dict[str, np.ndarray]:

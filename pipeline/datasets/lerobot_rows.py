@@ -37,7 +37,7 @@ def read_episode_rows(
         raise EpisodeError(
             f"{path}: expected the recording of episode {episode_index}, found nothing; fetch it again"
         ) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise EpisodeError(f"{path}: expected a Parquet file, found {error}; fetch it again") from error
     _check_rows(path, table, episode_index, num_frames)
     return {key: _matrix(path, key, table[key]) for key in keys if key in table.column_names}

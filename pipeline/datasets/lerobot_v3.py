@@ -140,7 +140,7 @@ def _read_file(path: Path | UPath, size: int, cameras: Sequence[str]) -> pa.Tabl
             if file.metadata.num_rows > _MAX_EPISODES:
                 raise pa.ArrowInvalid(f"{file.metadata.num_rows} episodes, more than {_MAX_EPISODES}")
             return file.read(columns=columns).select(columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: expected a Parquet file, found {error}; fetch it again") from error
 
 
@@ -148,6 +148,8 @@ def _wanted(path: Path | UPath, columns: Sequence[str], cameras: Sequence[str]) 
     missing = [name for name in _REQUIRED if name not in columns]
     if missing:
         raise DatasetError(f"{path}: expected columns {', '.join(_REQUIRED)}, found no {', '.join(missing)}")
+    if len(set(columns)) < len(columns):
+        raise DatasetError(f"{path}: expected columns of different names, found two of one name; fetch it again")
     videos = [column for camera in cameras if _has_columns(columns, camera) for column in _video_columns(camera)]
     return [*_REQUIRED, *(["tasks"] if "tasks" in columns else []), *videos]
 

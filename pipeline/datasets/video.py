@@ -33,6 +33,8 @@ MAX_FRAME_PIXELS = 8192 * 8192
 MAX_CALL_BYTES = 8 * 1024**3
 # 92 hours at 30 Hz, and still a small array of indexes.
 MAX_EPISODE_FRAMES = 10_000_000
+# FFmpeg's names for MP4 and QuickTime, Matroska and WebM, AVI: what holds its pictures itself.
+_CONTAINERS = "avi,matroska,mov,webm"
 MAX_TIME_S = 1e9  # the largest time stamps that survive FFmpeg's 64-bit ones in any time base
 
 
@@ -132,12 +134,13 @@ def _check_times(wanted: _Wanted) -> None:
 
 
 def _open(source: Path | RemoteFile) -> InputContainer:
-    # FFmpeg decodes a little already to find out what it has; the option keeps it from frames that we would refuse.
-    options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    # FFmpeg decodes a little already to find out what it has; the first option keeps it from frames that we would
+    # refuse, the second from playlists, whatever they are named: those make it open other files and addresses.
+    options = {"max_pixels": str(MAX_FRAME_PIXELS), "format_whitelist": _CONTAINERS}
     if isinstance(source, Path):
-        return av.open(str(source), options=options)
+        return av.open(str(source), options=options, metadata_errors="replace")
     source.seek(0)
-    return av.open(source, options=options)
+    return av.open(source, options=options, metadata_errors="replace")
 
 
 def _video_stream(path: Path | UPath, container: InputContainer) -> VideoStream:

@@ -9,17 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from shell_environment import SHELL_ENVIRONMENT
 
 from pipeline.command_line import parse_config
 from pipeline.config import LabelConfig
 from pipeline.labelling import prepare
+from pipeline.outputs.merging import read_merged
 from pipeline.run import Prepared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ DRILLED = (
 class Drill:
     """One output folder, and the same command again and again."""
 
-    dataset: Path
+    dataset: Path | str
     checkpoint: Path
     output_dir: Path | str
     flags: tuple[str, ...]
@@ -74,7 +75,7 @@ class Drill:
         return json.loads((Path(self.output_dir) / "summary.json").read_text())
 
     def merged(self) -> pa.Table:
-        return pq.read_table(Path(self.output_dir) / "labels")
+        return read_merged(f"{self.output_dir}/labels")
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -108,11 +109,11 @@ def assert_equal_labels(ours: pa.Table, undisturbed: pa.Table) -> None:
         assert ours[name].equals(undisturbed[name].cast(ours.schema.field(name).type)), name
 
 
-def assert_conserved(drill: Drill) -> None:
+def assert_conserved(drill: Drill, environment: Mapping[str, str] = MappingProxyType({})) -> None:
     """As `jobs/status.py --verify` sees it, which looks at the folder alone."""
     told = subprocess.run(
         [sys.executable, str(REPOSITORY / "jobs" / "status.py"), str(drill.output_dir), "--verify"],
-        env=SHELL_ENVIRONMENT,
+        env=SHELL_ENVIRONMENT | dict(environment),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

@@ -24,7 +24,7 @@ from pipeline.outputs.writing import write_file
 from pipeline.storage import is_local, list_files, read_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_KILLS = 4
+NUM_KILLS = 3
 PATIENCE_S = 60
 
 # Says when it has imported everything, so that what is killed is the compaction.
