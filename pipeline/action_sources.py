@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.action_files import read_action_file
@@ -101,21 +102,28 @@ class PseudoLabels(ActionSource):
         return {"source": "labels", "run_id": self.run_id}
 
     def read(self, dataset: RobotVideoDataset, episode_index: int, timebase: Timebase) -> np.ndarray:
-        rows = pq.read_table(
-            Path(self.folder) / "labels",
-            columns=["frame_index", "action", "action_valid"],
-            filters=[("episode_index", "=", episode_index)],
-        )
-        rows = rows.filter(rows["action_valid"])
         expected = timebase.frame_indexes(dataset.episode(episode_index).num_frames)[:-1]
-        found = rows["frame_index"].to_numpy()
+        try:
+            rows = pq.read_table(
+                Path(self.folder) / "labels",
+                columns=["frame_index", "action", "action_valid"],
+                filters=[("episode_index", "=", episode_index)],
+            )
+            rows = rows.filter(rows["action_valid"])
+            found = rows["frame_index"].cast(pa.int64()).to_numpy()
+            actions = np.array(rows["action"].to_pylist(), dtype=np.float64)
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise EpisodeError(
+                f"{self.folder}: expected the labels of episode {episode_index}, found files that cannot be read as "
+                f"such ({error}). Remove labels/ and run the same command again."
+            ) from error
         if not np.array_equal(found, expected):
             raise EpisodeError(
                 f"{self.folder}: expected labels of all {len(expected)} steps of episode {episode_index}, found "
                 f"{len(found)}. Finish that run (the same command again), or leave the episode out with "
                 "--dataset.episodes."
             )
-        return np.array(rows["action"].to_pylist(), dtype=np.float64)
+        return actions
 
 
 @dataclass(frozen=True)
@@ -218,22 +226,40 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "it. Run jobs/label_inverse.py first."
         )
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected JSON ({error}). Run jobs/label_inverse.py again.") from error
-    recipe = manifest.get("recipe", {}) if isinstance(manifest, dict) else {}
+    recipe = _object(manifest, "recipe")
     if recipe.get("mode") != "inverse_dynamics":
         raise ConfigError(
             f"{path}: expected the manifest of a label run, found one of {recipe.get('mode', 'something else')!r}."
+        )
+    names = (manifest.get("run_id"), _object(recipe, "action_normalization").get("method"))
+    if not isinstance(manifest.get("dataset"), dict) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{path}: expected run_id, dataset and recipe.action_normalization as a label run writes them, found them "
+            "missing or of another kind. Run jobs/label_inverse.py again."
         )
     _check_same_run(folder, manifest["run_id"])
     return manifest
 
 
+def _object(value: Any, name: str) -> dict[str, Any]:
+    """`value[name]`, or an empty object where there is none."""
+    inner = value.get(name) if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
 def _check_same_run(folder: Path, run_id: str) -> None:
     """A run that was broken off has left its manifest, and the labels of the run before it."""
     for path in sorted((folder / "labels").glob("*.parquet")):
-        theirs = json.loads((pq.read_schema(path).metadata or {}).get(b"manifest", b"{}"))
+        try:
+            theirs = dict(json.loads((pq.read_schema(path).metadata or {}).get(b"manifest", b"{}")))
+        except (pa.ArrowException, OSError, TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{path}: expected labels with their run's manifest, found a file that cannot be read as such "
+                f"({error}). Remove it, and finish that run: the same command again."
+            ) from error
         if theirs.get("run_id", run_id) != run_id:
             raise ConfigError(
                 f"{path}: these labels are of run {theirs['run_id']}, and the run that {folder / 'manifest.json'} "

@@ -92,9 +92,9 @@ class Prepared:
         recorded = self.store.keys()
         return [segment.key for segment in self.plan.segments if segment.key in recorded]
 
-    def left_to_do(self) -> list[Segment]:
+    def left_to_do(self, recorded: set[str]) -> list[Segment]:
         """Planned and neither recorded nor failed; with `retry_failed` just those that failed."""
-        missing = self.plan.missing(self.store.keys())
+        missing = self.plan.missing(recorded)
         failed = self.failures.keys()
         return [segment for segment in missing if (segment.key in failed) == self.config.retry_failed]
 
@@ -133,7 +133,7 @@ def prepare_run(
     prepared = Prepared(
         config, dataset, checkpoint, recipe, plan(recipe), [], lambda: road(recipe), forwards_per_window
     )
-    prepared = replace(prepared, missing=prepared.left_to_do())
+    prepared = replace(prepared, missing=prepared.left_to_do(prepared.store.keys()))
     if prepared.missing and not config.dry_run:
         # Imported only now: a mistake above is told without waiting for transformers.
         from pipeline.cosmos3.checkpoint import check_checkpoint
@@ -168,11 +168,11 @@ def drive(prepared: Prepared, finish: Callable[[Sequence[str]], Checks], show: S
         hold_lease(prepared.output_dir, run_id=run_id, on_lost=stop.request, say=_say(show)) as lease,
         RunLog(prepared.output_dir, run_id, log_format=prepared.config.log_format, bar=show.bar) as log,
     ):
-        log.lease_taken(holder=str(lease.holder), taken_from=str(lease.taken_from or ""))
+        taken_from = lease.taken_from.describe() if lease.taken_from else ""
+        log.lease_taken(holder=lease.holder.describe(), taken_from=taken_from)
         write_manifest(prepared.output_dir, prepared.manifest)
         write_plan(prepared.output_dir, run_id, prepared.plan)
-        remove_leftovers(prepared.output_dir)
-        tally = Tally(prepared.left_to_do())
+        tally = Tally(prepared.left_to_do(remove_leftovers(prepared.output_dir)))
         progress = Progress(run_id, tally.num_windows, started_s=time.monotonic())
         with ProgressFile(prepared.output_dir, run_id).following(progress):
             _log_start(prepared, tally, log)
@@ -270,7 +270,7 @@ def _send(prepared: Prepared, tally: Tally, teller: _Teller, stop: Stop) -> None
         if tally.segments:
             with (
                 stop.draining(),
-                Bookkeeper(tally, prepared.failures, log, prepared.recipe.run_id) as books,
+                Bookkeeper(prepared, tally, log) as books,
                 every(LOG_EVERY_S, lambda: log.progress(teller.progress.standing(time.monotonic()))),
             ):
                 _stream(prepared, tally, books, teller, stop)

@@ -103,9 +103,18 @@ class PromptTokenizer:
         if not (folder / "tokenizer_config.json").is_file():
             raise CheckpointError(f"{folder} has no tokenizer_config.json. Expected the checkpoint's tokenizer there.")
         try:
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{folder} cannot be read as a tokenizer ({error}).") from error
+            # Code that a checkpoint brings along is never run; transformers would ask whether it may.
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            made = cls(tokenizer)
+            made.encode("")
+        except CheckpointError:
+            raise
+        # The tokenizers' own errors are plain exceptions, and those of a chat template can be any.
+        except Exception as error:
+            raise CheckpointError(
+                f"{folder} cannot be used as a tokenizer ({type(error).__name__}: {error}). Download it again."
+            ) from error
+        return made
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of one user turn holding `text`, closed for generation. `""` is the negative prompt of guidance."""

@@ -48,7 +48,9 @@ def _episode_table(file: pq.ParquetFile, episode_index: int, keys: Sequence[str]
     columns = [name for name in dict.fromkeys([_EPISODE, _FRAME, *keys]) if name in recorded]
     if len(set(recorded)) < len(recorded):
         raise pa.ArrowInvalid(f"two columns of one name among {', '.join(recorded)}")
-    groups = [i for i in range(file.num_row_groups) if _may_hold(file, i, episode_index)]
+    groups = list(range(file.num_row_groups))
+    if len(groups) > 1:
+        groups = [i for i in groups if _may_hold(file, i, episode_index)]
     num_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
     if num_rows > _MAX_ROWS:
         raise pa.ArrowInvalid(f"{num_rows} rows to read for one episode, more than {_MAX_ROWS}")

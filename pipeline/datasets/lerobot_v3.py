@@ -169,6 +169,7 @@ def _typed(folder: Path | UPath, table: pa.Table) -> pa.Table:
         column = table[name]
         try:
             columns[name] = _numbers(column, _type_of(name)) if name != "tasks" else column.cast(_type_of(name))
+            columns[name].validate(full=True)  # that texts are UTF-8
         except pa.ArrowException as error:
             raise DatasetError(
                 f"{folder}: expected column {name!r} to hold {_type_of(name)}, found {column.type} ({error}); fetch "

@@ -19,6 +19,10 @@ from pipeline.errors import StageError
 from pipeline.stages.stage import Road, Row
 
 _LAST_WORDS_BYTES = 4096
+_READ_BYTES = 64 * 1024
+# Of what Python's fault handler prints: the line that names the fault, and one of no use that is longer than all else.
+_FAULT = "Fatal Python error"
+_NOISE = "Extension modules:"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class Death:
     def __str__(self) -> str:
         how = f"killed by {self.signal}" if self.signal else f"ended with exit code {self.exit_code}"
         words = self.last_words.strip().splitlines()
-        return f"{how}" + (f", last words: {words[-1]}" if words else ", without a word")
+        if not words:
+            return f"{how}, without a word"
+        return f"{how}, last words: {next((line for line in words if line.startswith(_FAULT)), words[-1])}"
 
 
 class Ward:
@@ -91,14 +97,21 @@ class Ward:
         code = child.wait()
         self._child = None
         size = os.fstat(self._stderr.fileno()).st_size
-        start = max(said_before, size - _LAST_WORDS_BYTES)
-        words = os.pread(self._stderr.fileno(), size - start, start).decode(errors="replace")
-        return Death(_signal_name(-code) if code < 0 else "", code if code >= 0 else None, words)
+        start = max(said_before, size - _READ_BYTES)
+        said = os.pread(self._stderr.fileno(), size - start, start).decode(errors="replace")
+        return Death(_signal_name(-code) if code < 0 else "", code if code >= 0 else None, _shortened(said))
 
 
 def _send(child: subprocess.Popen[bytes], value: object) -> None:
     pickle.dump(value, child.stdin)
     child.stdin.flush()
+
+
+def _shortened(said: str) -> str:
+    """Its beginning and its end, where it is long: a fault is named first, an exception last."""
+    said = "".join(line for line in said.splitlines(keepends=True) if not line.startswith(_NOISE))
+    half = _LAST_WORDS_BYTES // 2
+    return said if len(said) <= 2 * half else f"{said[:half]}\n…\n{said[-half + 3 :]}"
 
 
 def _signal_name(number: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drill import DRILLED, Drill
+from drill import SIXTY_FOUR, Drill
 from stage_by_stage import run_without_ray
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -29,6 +29,6 @@ def cluster() -> Iterator[object]:
 @pytest.fixture(scope="session")
 def undisturbed(tiny_checkpoint, shared_data, tmp_path_factory) -> Drill:
     """The labels of a run that nothing happened to, made without Ray."""
-    drill = Drill(shared_data / "droid_videos", tiny_checkpoint, tmp_path_factory.mktemp("undisturbed"), DRILLED)
+    drill = Drill(shared_data / "droid_videos", tiny_checkpoint, tmp_path_factory.mktemp("undisturbed"), SIXTY_FOUR)
     _, drill.labels = run_without_ray(drill.prepare())
     return drill

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 import ray
 from deadly import DeadlyInfer, DeadlyLoad
-from drill import DRILLED, PATIENCE_S, Drill, assert_conserved, assert_equal_labels, kill, processes, wait_for
+from drill import (
+    PATIENCE_S,
+    SIXTY_FOUR,
+    THIRTY,
+    Drill,
+    assert_conserved,
+    assert_equal_labels,
+    kill,
+    processes,
+    wait_for,
+)
 from ray.util.state import list_actors
 
 from pipeline.errors import PipelineError, StorageError
@@ -30,7 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 @pytest.fixture
 def drill(undisturbed, tmp_path) -> Drill:
-    return Drill(undisturbed.dataset, undisturbed.checkpoint, tmp_path / "out", DRILLED)
+    return Drill(undisturbed.dataset, undisturbed.checkpoint, tmp_path / "out", THIRTY)
 
 
 @pytest.fixture
@@ -42,14 +52,15 @@ def joined(cluster):
 
 def test_poisonous_segments_die_alone_and_are_quarantined_with_their_signals(joined, drill, undisturbed):
     """One breaks the decoder's process, one the engine's. Their mates, which died with them, are labelled."""
+    drill.flags = SIXTY_FOUR
     prepared = drill.prepare()
-    in_decoder, in_engine = (prepared.missing[number].key for number in (3, 20))
+    in_decoder, in_engine = (prepared.missing[number].key for number in (3, 40))
     road = prepared.road()
     deadly = replace(road, load=(DeadlyLoad, (*road.load[1], in_decoder)), infer=(DeadlyInfer, (in_engine,)))
     summary = label(replace(prepared, road=lambda: deadly))
 
     counts = summary.segments
-    assert counts["planned"] == len(prepared.missing) >= 30
+    assert counts["planned"] == len(prepared.missing) == 64
     assert (counts["recorded"], counts["failed"], counts["quarantined"]) == (counts["planned"] - 2, 0, 2)
     outcomes = {outcome["key"]: outcome for outcome in summary.failures}
     assert (outcomes[in_decoder]["kind"], outcomes[in_decoder]["signal"]) == ("quarantined", "SIGSEGV")

@@ -94,6 +94,22 @@ def _shard_index() -> SearchStrategy[dict[str, bytes]]:
     return with_file(made, name, st.one_of(json_files(index), elsewhere.map(valid.as_json)))
 
 
+def _labels() -> SearchStrategy[dict[str, bytes]]:
+    return _dataset_file(valid.label_run(), "run/labels/labels-00000.parquet", "parquet")
+
+
+def _tokenizer() -> SearchStrategy[dict[str, bytes]]:
+    made = {name: raw for name, raw in valid.checkpoint().items() if name.startswith("checkpoint/text_tokenizer/")}
+    folder = "checkpoint/text_tokenizer"
+    names = (f"{folder}/tokenizer.json", f"{folder}/tokenizer_config.json")
+    template = f"{folder}/chat_template.jinja"
+    templates = st.one_of(st.sampled_from(valid.ODD_TEMPLATES), mutated_bytes(made[template]))
+    return st.one_of(
+        *(with_file(made, name, json_files(valid.parsed(made[name]))) for name in names),
+        with_file(made, template, templates),
+    )
+
+
 def _yaml() -> SearchStrategy[dict[str, bytes]]:
     structured = json_files(valid.SETTINGS)  # JSON is YAML
     text = st.one_of(mutated_bytes(valid.YAML), st.sampled_from(valid.ODD_YAML), structured, structured)
@@ -148,6 +164,8 @@ _TARGETS: Mapping[str, tuple[Callable[[], SearchStrategy[dict[str, bytes]]], Cal
     "safetensors_index": (_shard_index, readers.read_weights),
     "baseline_metrics": (_json(valid.baseline, "metrics.json"), readers.read_baseline_and_compare),
     "label_run_manifest": (_json(valid.label_run, "run/manifest.json"), readers.open_label_run),
+    "label_run_labels": (_labels, readers.open_label_run),
+    "text_tokenizer": (_tokenizer, readers.read_tokenizer),
 }
 TARGET_NAMES = tuple(_TARGETS)
 

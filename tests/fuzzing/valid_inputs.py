@@ -147,6 +147,28 @@ ODD_VALUES = (
     *("null", "~", "true", "yes", "1e3", "1_000", "0x1", "1.5", "-1", "256", "none", "auto", "psnr=20", "[psnr=nan]"),
     *("--", "-", "---", "-x", "--help", "-h", "--config_path", "[[1]]", "[null]", "[1.5]", "[true]", "2001-01-01"),
 )
+# What a chat template could try: to leave its sandbox, to read a file, to fail, to run for long.
+ODD_TEMPLATES = (
+    b"{{ messages.__class__.__mro__ }}",
+    b"{{ ''.__class__.__base__.__subclasses__() }}",
+    b"{{ cycler.__init__.__globals__.os.system('true') }}",
+    b"{{ self._TemplateReference__context.environment.loader }}",
+    b"{% include '/etc/passwd' %}",
+    b"{% import 'os' as os %}",
+    b"{% extends '../outside/file-000.mp4' %}",
+    b"{{ raise_exception('no') }}",
+    b"{{ 1 / 0 }}",
+    b"{{ messages[5].content }}",
+    b"{{ undefined.attribute }}",
+    b"{% for",
+    b"{{ messages | tojson | safe }}",
+    b"{{ range(10 ** 9) | list | length }}",
+    b"{{ 'x' | center(10 ** 4) }}",
+    b"{% set x = namespace(y=1) %}{{ x.y }}",
+    b"{{ messages.append(1) }}",
+    b"\xff\xfe",
+    b"",
+)
 
 
 def flag_names() -> tuple[str, ...]:
