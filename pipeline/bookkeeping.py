@@ -59,8 +59,8 @@ class Bookkeeper:
         """One status row. Raises StageError where going on would fail segments that nothing is wrong with."""
         if status["error_type"] == DROPPED:
             return
+        self._tally.add(status)
         if not status["error"]:
-            self._tally.add_recorded(status)
             self._accept_storage_errors()
             self._pack_now_and_then()
             return

@@ -62,11 +62,12 @@ class Tally:
     def num_quarantined(self) -> int:
         return sum(outcome.kind == "quarantined" for outcome in self.outcomes.values())
 
-    def add_recorded(self, status: Mapping[str, Any]) -> None:
-        """Counts one status row that the last stage handed on."""
+    def add(self, status: Mapping[str, Any]) -> None:
+        """Counts one status row that the last stage handed on; `add_outcome` tells what is known of a failed one."""
         for stage in STAGES:
-            self.seconds[stage] += float(status[f"{stage}_s"])
-        self.windows_done += len(status["window_starts"])
+            self.seconds[stage] += float(status.get(f"{stage}_s", 0.0))
+        if not status["error"]:
+            self.windows_done += len(status["window_starts"])
 
     def add_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.key] = outcome

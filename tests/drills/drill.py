@@ -104,6 +104,13 @@ def processes(name: str) -> Iterator[int]:
             yield process.pid
 
 
+def raylet_of(process_id: int) -> str:
+    """Names the node that a process belongs to: each has a raylet of its own."""
+    import psutil
+
+    return psutil.Process(process_id).environ()["RAY_RAYLET_PID"]
+
+
 def assert_equal_labels(ours: pa.Table, undisturbed: pa.Table) -> None:
     """Bit for bit, row for row, of the episodes that were labelled here."""
     mine = set(ours["episode_index"].to_pylist())
