@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 import shell_environment  # noqa: F401 - taken before any test imports anything
-import torch  # noqa: F401 - before decord, whose libraries make torch's convolutions crash when they come first
+import torch  # before decord, whose libraries make torch's convolutions crash when they come first
 
 if TYPE_CHECKING:
     from s3_server import S3Server
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # a core each
+
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together, for they share fixtures; and so do all that need Ray, of which there is one."""
+    for item in items:
+        needs_ray = {"ray_of_this_session", "demo_run", "cluster"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")

@@ -241,7 +241,8 @@ def test_a_windows_seed_never_changes():
 
 
 def test_seeds_are_int31_and_differ():
-    cases = [(seed, f"content {episode}", start) for seed in range(3) for episode in range(40) for start in range(0, 160, 4)]
+    starts = range(0, 160, 4)
+    cases = [(seed, f"content {episode}", start) for seed in range(3) for episode in range(40) for start in starts]
     seeds = [window_seed(*case) for case in cases]
     assert all(0 <= seed < 2**31 for seed in seeds)
     assert len(set(seeds)) >= len(seeds) - 1, "more than one collision in 4,800 seeds of 31 bits"

@@ -32,6 +32,7 @@ _SMALL = (
 )
 SIXTY_FOUR = (*_SMALL, "--dataset.episodes", "[2, 3, 6]")
 THIRTY = (*_SMALL, "--dataset.episodes", "[3, 6]")
+TEN = (*_SMALL, "--dataset.episodes", "[6]")
 
 
 @dataclass

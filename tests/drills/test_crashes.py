@@ -35,7 +35,7 @@ from pipeline.stages.on_ray import MAX_TASK_RETRIES
 # About as long as an undisturbed run takes on two cores.
 LONGEST_LIFE_S = 40
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.drill
 
 
 @pytest.fixture
@@ -139,30 +139,27 @@ def test_ten_drivers_in_a_row_are_killed_at_random_moments(cluster, drill, undis
     assert_conserved(drill)
 
 
-def test_sigterm_finishes_what_is_in_hand_and_the_next_run_goes_on(cluster, drill, undisturbed):
-    process = drill.start(cluster.address)
+def test_of_two_runs_at_once_one_is_refused_and_the_other_ends_in_order_when_it_is_told_to(cluster, drill, undisturbed):
+    two = [drill.start(cluster.address) for _ in range(2)]
+    wait_for(lambda: any(process.poll() is not None for process in two), "a refusal")
+    [refused] = [process for process in two if process.poll() is not None]
+    [running] = [process for process in two if process is not refused]
+    _, refusal = refused.communicate()
+    assert refused.returncode == 2, refusal
+    assert refusal.startswith("LeaseError")
+    assert f"pid {running.pid}" in refusal, "who holds it"
+
     wait_for(lambda: drill.num_records() >= 2, "the first records")
-    os.kill(process.pid, signal.SIGTERM)
-    out, error = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 3, out + error
+    os.kill(running.pid, signal.SIGTERM)
+    out, error = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 3, out + error
     assert "Traceback" not in out + error
     summary = drill.summary()
     assert summary["signal"] == "SIGTERM"
     assert summary["segments"]["unfinished"] == summary["segments"]["planned"] - drill.num_records() > 0
+
     code, told = drill.run(cluster.address)
     assert code == 0, told
-    assert_equal_labels(drill.merged(), undisturbed.labels)
-    assert_conserved(drill)
-
-
-def test_two_runs_at_once_on_one_folder(cluster, drill, undisturbed):
-    first, second = drill.start(cluster.address), drill.start(cluster.address)
-    ends = [(process, *process.communicate(timeout=PATIENCE_S)) for process in (first, second)]
-    codes = sorted(process.returncode for process, _, _ in ends)
-    assert codes == [0, 2], [out + error for _, out, error in ends]
-    refusal = next(error for process, _, error in ends if process.returncode == 2)
-    assert "LeaseError" in refusal
-    assert str(min(first.pid, second.pid)) in refusal or str(max(first.pid, second.pid)) in refusal
     assert_equal_labels(drill.merged(), undisturbed.labels)
     assert_conserved(drill)
 

@@ -14,7 +14,7 @@ import pytest
 from drill import PATIENCE_S, REPOSITORY
 from shell_environment import SHELL_ENVIRONMENT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.drill
 SMALL = (
     *("--dataset.cameras", "[video]", "--dataset.timebase", "native", "--action_normalization", "none"),
     *("--image_size", "256", "--engine.num_inference_steps", "1"),
