@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import parse_config
+from pipeline.config import IMAGE_SIZES
 from pipeline.errors import ConfigError, PipelineError
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class PlanningConfig:
             raise ConfigError(
                 f"episodes must be at least 50 and repeats at least 1, found {self.episodes} and {self.repeats}."
             )
+        if self.image_size not in IMAGE_SIZES:
+            raise ConfigError(f"image_size must be one of {', '.join(map(str, IMAGE_SIZES))}, found {self.image_size}.")
 
 
 def main() -> int:
@@ -70,8 +73,7 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="benchmark-plan-") as scratch:
-        report = measure(config, Path(scratch), apart=run_apart)
-    print("\n".join(describe(report)))
+        report = measure(config, Path(scratch), apart=run_apart, say=partial(print, flush=True))
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     (output / "plan.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -84,40 +86,55 @@ def run_apart(work: Callable[[], Any]) -> Any:
         return pool.submit(work).result()
 
 
-def measure(config: PlanningConfig, scratch: Path, *, apart: Callable[[Callable[[], Any]], Any]) -> dict[str, Any]:
-    """The report: medians, and each run of which they are. Seconds and bytes."""
+def measure(
+    config: PlanningConfig,
+    scratch: Path,
+    *,
+    apart: Callable[[Callable[[], Any]], Any],
+    say: Callable[[str], object],
+) -> dict[str, Any]:
+    """The report: medians, and each run of which they are, in seconds and bytes. `say` gets them in words."""
     write_dataset(scratch / "dataset", config.episodes)
     write_checkpoint(scratch / "checkpoint")
     work = scratch, config.image_size
+    load_before = os.getloadavg()
     plans = [apart(partial(plan_once, *work)) for _ in range(config.repeats)]
-    filled = apart(partial(fill_output, *work))
+    plan = _median(plans)
+    say(_plan_lines(plan))
+    records = apart(partial(fill_output, *work))
     resumes = [apart(partial(resume_once, *work)) for _ in range(config.repeats)]
+    resume = _median(resumes)
+    say(_resume_lines(resume, records))
+    say(f"load      {load_before[0]:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
     return {
         "config": asdict(config),
-        "load_average": os.getloadavg(),
         "cores": os.cpu_count(),
-        "records": filled,
-        "plan": _median(plans),
-        "resume": _median(resumes),
+        "load_average": {"before": load_before, "after": os.getloadavg()},
+        "records": records,
+        "plan": plan,
+        "resume": resume,
         "runs": {"plan": plans, "resume": resumes},
     }
 
 
-def describe(report: dict[str, Any]) -> list[str]:
-    """The report in a few lines."""
-    plan, resume, records = report["plan"], report["resume"], report["records"]
-    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in plan["seconds"].items())
-    return [
-        f"plan      {plan['windows']:,} windows in {plan['segments']:,} segments: {sum(plan['seconds'].values()):.1f} s"
-        f", {plan['peak_bytes'] / 1e9:.2f} GB",
-        f"          {parts}",
-        f"resume    {resume['missing']:,} of {resume['segments']:,} segments are left: {resume['seconds']['look']:.1f} s"
-        f" to see it, {resume['seconds']['prepare']:.1f} s with planning, {resume['peak_bytes'] / 1e9:.2f} GB",
-        f"          of {records['packed']:,} records in {records['packs']} packs and {records['loose']:,} loose ones "
-        f"{resume['opened']} files were opened, {resume['read_bytes'] / 1e6:.1f} MB read, {resume['listed']} folders "
-        "listed",
-        f"load      {', '.join(f'{load:.1f}' for load in report['load_average'])} on {report['cores']} cores",
-    ]
+def _plan_lines(plan: dict[str, Any]) -> str:
+    parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in plan["seconds"].items())
+    total_s = sum(plan["seconds"].values())
+    return (
+        f"plan      {plan['windows']:,} windows in {plan['segments']:,} segments: {total_s:.1f} s, "
+        f"{plan['peak_bytes'] / 1e9:.2f} GB\n"
+        f"          {parts}; {plan['cpu_s']:.1f} s of processor time"
+    )
+
+
+def _resume_lines(resume: dict[str, Any], records: dict[str, int]) -> str:
+    look_s, prepare_s = (resume["seconds"][part] for part in ("look", "prepare"))
+    return (
+        f"resume    {resume['missing']:,} of {resume['segments']:,} segments are left: {look_s:.1f} s to see it, "
+        f"{prepare_s:.1f} s with planning, {resume['peak_bytes'] / 1e9:.2f} GB\n"
+        f"          of {records['packed']:,} records in {records['packs']} packs and {records['loose']:,} loose ones: "
+        f"{resume['opened']} files opened, {resume['read_bytes'] / 1e6:.1f} MB read, {resume['listed']} folders listed"
+    )
 
 
 # --- what each process does ---
@@ -145,6 +162,7 @@ def plan_once(scratch: Path, image_size: int) -> dict[str, Any]:
         write_plan(scratch / "planned", recipe.run_id, plan)
     return {
         "seconds": seconds,
+        "cpu_s": time.process_time(),
         "peak_bytes": _peak_bytes(),
         "episodes": plan.num_episodes,
         "segments": len(plan.segments),
@@ -153,12 +171,13 @@ def plan_once(scratch: Path, image_size: int) -> dict[str, Any]:
 
 
 def fill_output(scratch: Path, image_size: int) -> dict[str, int]:
-    """Records for all but one of a hundred segments. What is in them is the same everywhere, how much is not made up."""
+    """Records for all but one of a hundred planned segments: rows as a label run writes them, the same ones in each."""
     from pipeline.labelling import prepare
+    from pipeline.outputs.plans import plan_keys, read_plan
 
-    prepared = prepare(_label_config(scratch, image_size))
+    prepared = prepare(_label_config(scratch, image_size, episodes=(0,)))
     table, store = _record(prepared), prepared.store
-    keys = [segment.key for segment in prepared.plan.segments]
+    keys = plan_keys(read_plan(scratch / "planned", prepared.recipe.run_id))
     loose = [key for number, key in enumerate(keys) if number % _OUT_OF == _LOOSE]
     packed = [key for number, key in enumerate(keys) if number % _OUT_OF not in (_LOOSE, _LEFT)]
     for key in loose:
@@ -181,6 +200,7 @@ def resume_once(scratch: Path, image_size: int) -> dict[str, Any]:
     assert missing == prepared.missing, "nobody has written in between"
     return {
         "seconds": seconds,
+        "cpu_s": time.process_time(),
         "peak_bytes": _peak_bytes(),
         "segments": len(prepared.plan.segments),
         "missing": len(missing),
@@ -237,11 +257,11 @@ def _median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 # --- what they work on ---
 
 
-def _label_config(scratch: Path, image_size: int) -> LabelConfig:
+def _label_config(scratch: Path, image_size: int, episodes: tuple[int, ...] = ()) -> LabelConfig:
     from pipeline.config import DatasetConfig, EngineConfig, LabelConfig
 
     return LabelConfig(
-        dataset=DatasetConfig(root=str(scratch / "dataset"), cameras=tuple(map(_feature, _CAMERAS))),
+        dataset=DatasetConfig(root=str(scratch / "dataset"), cameras=tuple(map(_feature, _CAMERAS)), episodes=episodes),
         engine=EngineConfig(checkpoint=str(scratch / "checkpoint")),
         action_normalization="none",
         image_size=image_size,

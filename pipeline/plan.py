@@ -6,8 +6,10 @@ episode, small enough to sit in memory; it is the unit of work, of failure and o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -143,10 +145,9 @@ def _plan_episode(
 ) -> Iterator[Segment]:
     num_positions = len(recipe.timebase.frame_indexes(episode.num_frames))
     identity = digest(dataset.episode_identity(episode.episode_index, recipe.cameras))
-    starts = window_starts(num_positions, recipe.action_chunk)
-    for chosen, label_start, label_stop in cut_windows(starts, num_positions, recipe.action_chunk, windows_per_segment):
+    for chosen, label_start, label_stop in _cut_episode(num_positions, recipe.action_chunk, windows_per_segment):
         yield Segment(
-            key=digest([RECORD_VERSION, recipe_digest, identity, chosen]),
+            key=_segment_key(recipe_digest, identity, chosen),
             input_digest=identity,
             episode_index=episode.episode_index,
             task=episode.task,
@@ -156,6 +157,20 @@ def _plan_episode(
             label_stop=label_stop,
             problem=episode.problem,
         )
+
+
+@lru_cache(maxsize=4096)  # episodes of one length have the same windows, and share them
+def _cut_episode(
+    num_positions: int, action_chunk: int, windows_per_segment: int
+) -> tuple[tuple[tuple[int, ...], int, int], ...]:
+    starts = window_starts(num_positions, action_chunk)
+    return tuple(cut_windows(starts, num_positions, action_chunk, windows_per_segment))
+
+
+def _segment_key(recipe_digest: str, identity: str, windows: tuple[int, ...]) -> str:
+    """`digest([RECORD_VERSION, recipe_digest, identity, windows])`, written out: a plan may need a million of them."""
+    text = f'[{RECORD_VERSION},"{recipe_digest}","{identity}",[{",".join(map(str, windows))}]]'
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def estimate_flops(recipe: Recipe, model: TransformerConfig, num_windows: int) -> float:

@@ -48,8 +48,8 @@ def plan_rollouts(
 
     Teacher-forced, a video is no longer than the episode, since every window starts from a recorded frame.
     """
-    segments, keys = [], _Keys(dataset, recipe)
     chosen = [dataset.episode(index) for index in choose_episodes(dataset, episodes)]
+    segments, keys = [], _Keys(dataset, recipe, chosen)
     for episode in chosen:
         num_recorded = len(recipe.timebase.frame_indexes(episode.num_frames))
         num_positions = source.num_actions(episode, recipe.timebase) + 1
@@ -71,10 +71,10 @@ def plan_dreams(
 ) -> Plan:
     """Videos of what the model would do from each first frame: for its own task, or for each of `tasks`."""
     num_positions = num_chunks * recipe.action_chunk + 1
-    starts, keys = chunk_starts(num_positions, recipe), _Keys(dataset, recipe)
+    chosen = [dataset.episode(index) for index in choose_episodes(dataset, episodes)]
+    starts, keys = chunk_starts(num_positions, recipe), _Keys(dataset, recipe, chosen)
     segments, num_empty = [], 0
-    for index in choose_episodes(dataset, episodes):
-        episode = dataset.episode(index)
+    for episode in chosen:
         for task in tasks or (episode.task,):
             num_empty += not task.strip()
             segments += _samples(keys, episode, task, num_positions, starts, num_samples)
@@ -92,7 +92,7 @@ def plan_evaluation(
     """Windows of the held-out `episodes`; the first segments of the first `gallery_episodes` leave videos behind."""
     chosen = [dataset.episode(index) for index in episodes]
     windows_per_segment = max_windows(recipe, max_segment_bytes)
-    segments, keys = [], _Keys(dataset, recipe)
+    segments, keys = [], _Keys(dataset, recipe, chosen)
     for number, episode in enumerate(chosen):
         others = (chosen[(number + step) % len(chosen)] for step in range(1, len(chosen)))
         other = _first_with_actions(recipe, others)
@@ -155,7 +155,9 @@ def _first_with_actions(recipe: Recipe, episodes: Iterable[Episode]) -> int:
 class _Keys:
     """Fingerprints of segments: of what is read, of the recipe, and of what tells a segment from its neighbours."""
 
-    def __init__(self, dataset: RobotVideoDataset, recipe: Recipe) -> None:
+    def __init__(self, dataset: RobotVideoDataset, recipe: Recipe, episodes: Iterable[Episode]) -> None:
+        """Reads what identifies the files of `episodes`, many at a time."""
+        dataset.prepare_identities([episode.episode_index for episode in episodes], recipe.cameras)
         self.recipe = recipe
         self._dataset, self._recipe_digest = dataset, digest(recipe.to_json())
 

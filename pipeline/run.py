@@ -34,7 +34,7 @@ from pipeline.recipe import Recipe
 from pipeline.run_log import LOG_EVERY_S, Bar, RunLog
 from pipeline.stages.register import Attendance
 from pipeline.stages.stage import Road
-from pipeline.stopping import Stop, stop_on_signals
+from pipeline.stopping import Stop, Stopped, stop_on_signals
 from pipeline.storage import absolute, open_path
 
 # What one H100-class GPU sustains on such matrix products in bf16, roughly half of its peak; not measured here.
@@ -194,10 +194,12 @@ def _settle(prepared: Prepared, tally: Tally, finish: Callable[[Sequence[str]], 
     outcomes = failures.read(_in_order(planned, failures.keys()))
     accounted = account(planned, recorded, outcomes)
     failures.remove(accounted.overtaken_failures)
-    if tally.signal:
-        checks: Checks = NotMerged()
-    else:
-        checks = finish(_in_order(planned, recorded))
+    checks: Checks = NotMerged()
+    try:
+        if not tally.signal:
+            checks = finish(_in_order(planned, recorded))
+    except Stopped as stopped:
+        tally.signal, tally.stopped_by = str(stopped), f"{stopped} came while the results were merged."
     lease.check()
     summary = Summary.of(
         prepared.dataset,

@@ -16,7 +16,9 @@ from pipeline.config import DatasetConfig, LabelConfig
 from pipeline.cosmos3.config import read_checkpoint_config
 from pipeline.datasets import open_dataset
 from pipeline.errors import DatasetError
+from pipeline.fingerprint import digest
 from pipeline.plan import (
+    RECORD_VERSION,
     Plan,
     count_windows,
     estimate_flops,
@@ -179,6 +181,15 @@ def test_keys_are_unique_and_the_same_every_time(videos):
     assert len(set(keys(plan))) == len(plan.segments)
     assert keys(plan_of(videos, mib=2)) == keys(plan)
     assert keys(plan_of(videos, mib=2, episodes=[1])) == keys(plan, 1), "other episodes take no part"
+
+
+@pytest.mark.parametrize("mib", [0.001, 2, 64])
+def test_a_key_is_the_digest_of_version_recipe_content_and_windows(videos, mib):
+    """It is written out for speed, and must stay what it always was: records are found by it."""
+    recipe = recipe_of(videos)
+    for segment in plan_of(videos, recipe=recipe, mib=mib).segments:
+        parts = [RECORD_VERSION, digest(recipe.to_json()), segment.input_digest, list(segment.window_starts)]
+        assert segment.key == digest(parts)
 
 
 def test_keys_are_the_same_after_the_dataset_moved(videos, tmp_path):

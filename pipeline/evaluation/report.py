@@ -6,6 +6,8 @@ template, styles and scripts. The page's data lie inside it as JSON, because a p
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import json
 import math
@@ -31,6 +33,12 @@ _PAGE_FILES = Path(__file__).with_name("report_page")
 _STYLES = ("style.css", "gallery.css")
 _SCRIPTS = ("wording.js", "horizon.js", "player.js", "actions.js", "gallery.js", "page.js")
 _PAGE, _PLOTLY = "report.html", "plotly.min.js"
+# What the page may load and run, should a text ever become markup all the same: its own scripts, told by their hashes,
+# and the files beside it. `file:` is what 'self' means on a disk. Plotly writes styles, and shows pictures it has made.
+_POLICY = (
+    "default-src 'none'; script-src {hashes} 'self' file:; style-src 'unsafe-inline'; img-src data: blob:; "
+    "media-src 'self' file:; base-uri 'none'; form-action 'none'"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +104,8 @@ def write_report(
         page_data = _page_data(metrics, [_show(item, new.path) for item in _distinct(gallery)])
         facts = {"Settings": settings, "Checkpoint": checkpoint, "Dataset": dataset}
         view = _view(metrics, comparison or metrics.get("comparison"))
-        (new.path / _PAGE).write_text(_render(view, page_data, facts=facts), encoding="utf-8")
+        # Half of a surrogate pair, which JSON can hold and UTF-8 cannot, is shown as a question mark.
+        (new.path / _PAGE).write_bytes(_render(view, page_data, facts=facts).encode("utf-8", errors="replace"))
         shutil.copyfile(_plotly_script(), new.path / _PLOTLY)
     return folder / _PAGE
 
@@ -171,6 +180,8 @@ def _view(metrics: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> d
 
 
 def _render(view: dict[str, Any], page_data: dict[str, Any], *, facts: dict[str, Mapping[str, Any]]) -> str:
+    main_script = f'(() => {{\n"use strict";\n{_page_file(*_SCRIPTS)}\n}})();'
+    scripts = {"theme": _page_file("theme.js"), "javascript": main_script}
     environment = Environment(loader=FileSystemLoader(_PAGE_FILES), autoescape=True, trim_blocks=True)
     return environment.get_template(_PAGE).render(
         view,
@@ -180,7 +191,8 @@ def _render(view: dict[str, Any], page_data: dict[str, Any], *, facts: dict[str,
         has_gallery=bool(page_data["gallery"]),
         provenance=[{"title": title, "rows": tables.fact_rows(of)} for title, of in facts.items() if of],
         css=_page_file(*_STYLES),
-        javascript=_page_file(*_SCRIPTS),
+        policy=_POLICY.format(hashes=" ".join(map(_hash_source, scripts.values()))),
+        **scripts,
         data=_inline_json(_plain(page_data)),
     )
 
@@ -194,6 +206,11 @@ def _name_of(facts: Mapping[str, Any], otherwise: str) -> str:
 
 def _page_file(*names: str) -> str:
     return "\n".join((_PAGE_FILES / name).read_text(encoding="utf-8") for name in names)
+
+
+def _hash_source(script: str) -> str:
+    """How a content security policy names one inline script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _inline_json(value: Any) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from pipeline.plan import window_seed
 from pipeline.recipe import EvaluationRecipe
 from pipeline.stages.engine_stage import EngineSettings, EngineStage
 from pipeline.stages.stage import Row
+from pipeline.storage import open_path
 from pipeline.views import Canvas
 
 _MEASURES = (*METRICS, "moving_share")
@@ -110,7 +110,7 @@ class Evaluate(EngineStage):
         if recipe.lpips and lpips is None:
             raise ConfigError(f"The driver found LPIPS' weights and this node does not. {status}")
         self._metrics = FrameMetrics(device=self._engine.device, lpips=lpips)
-        self._output_dir = Path(output_dir)
+        self._output_dir = open_path(output_dir)
         self.empty = {"measured": b""}
 
     def process(self, row: Row) -> Row:

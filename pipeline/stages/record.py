@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ class Record(Stage):
     empty: Mapping = MappingProxyType({})
 
     def __init__(self, output_dir: str, recipe: Recipe) -> None:
-        self._store = RecordStore(Path(output_dir))
+        self._store = RecordStore(output_dir)
         self._recipe = recipe
 
     def process(self, row: Row) -> Row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from pipeline.plan import window_seed
 from pipeline.recipe import RolloutRecipe
 from pipeline.stages.engine_stage import EngineSettings, EngineStage
 from pipeline.stages.stage import Row
+from pipeline.storage import open_path
 from pipeline.views import Canvas
 
 # Teacher-forced windows of one video that are asked for together: their pixels wait in memory for the encoder.
@@ -49,7 +49,7 @@ class RollOut(EngineStage):
 
     def __init__(self, recipe: RolloutRecipe, settings: EngineSettings, output_dir: str) -> None:
         super().__init__(recipe, settings)
-        self._output_dir = Path(output_dir)
+        self._output_dir = open_path(output_dir)
         nothing = np.zeros((0, recipe.action_chunk, recipe.raw_action_dim), dtype=np.float32)
         self.empty = {
             "video": "",

@@ -108,6 +108,39 @@ def test_another_vae_is_refused(configs, changes, message):
         read_checkpoint_config(configs)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (TRANSFORMER, {"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer of 1 to 1024"),
+        (TRANSFORMER, {"hidden_size": 64.0}, "hidden_size must be an integer"),
+        (TRANSFORMER, {"hidden_size": 10**400}, "hidden_size must be an integer"),
+        (TRANSFORMER, {"vocab_size": True}, "vocab_size must be an integer"),
+        (TRANSFORMER, {"action_dim": 0}, "action_dim must be an integer of 1"),
+        (TRANSFORMER, {"rope_theta": float("nan")}, "rope_theta must be a number above zero"),
+        (TRANSFORMER, {"base_fps": -24}, "base_fps must be a number above zero"),
+        (TRANSFORMER, {"rms_norm_eps": 10**400}, "rms_norm_eps must be a number above zero"),
+        (TRANSFORMER, {"enable_fps_modulation": 1}, "enable_fps_modulation must be true or false"),
+        (TRANSFORMER, {"rope_axes_dim": [8, 8]}, "rope_axes_dim must be three integers"),
+        (TRANSFORMER, {"rope_axes_dim": "axes"}, "rope_axes_dim must be three integers"),
+        (TRANSFORMER, {"rope_axes_dim": [24, -4, -4]}, "rope_axes_dim must be an integer of 1"),
+        (TRANSFORMER, {"num_key_value_heads": 3}, "num_attention_heads=4 must be a multiple of num_key_value_heads=3"),
+        (VAE, {"z_dim": "48"}, "z_dim must be an integer"),
+        (VAE, {"latents_std": [0.0] * 48}, "latents_std must be above zero"),
+        (VAE, {"latents_mean": ["0"] * 48}, "latents_mean must have z_dim=48 values, all of them numbers"),
+        (VAE, {"num_res_blocks": 10**5}, "num_res_blocks must be an integer of 1 to 64"),
+        (VAE, {"dim_mult": [1] * 17}, "dim_mult must be a list of at most 16"),
+        (VAE, {"base_dim": 10**9}, "base_dim must be an integer of at most"),
+        (SCHEDULER, {"num_train_timesteps": 10**12}, "num_train_timesteps must be an integer of at most"),
+        (SCHEDULER, {"trained_betas": [0.1] * 5000}, "trained_betas must be at most 4096 values"),
+    ],
+    ids=str,
+)
+def test_numbers_that_no_model_has_are_refused_before_anything_is_built(configs, name, changes, message):
+    edit_json(configs / name, **changes)
+    with pytest.raises(CheckpointError, match=f"{name}: {message}"):
+        read_checkpoint_config(configs)
+
+
 @pytest.mark.parametrize("name", [TRANSFORMER, VAE, SCHEDULER])
 def test_absent_and_broken_files_are_named(configs, name):
     for content, message in (("{", "is not valid JSON"), ("[1]", "expected a JSON object, found list")):

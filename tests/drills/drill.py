@@ -95,21 +95,21 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def processes(name: str) -> Iterator[int]:
-    """Process ids of Ray's actors that hold this stage and are ready."""
+def processes(name: str, *, ready: bool = True) -> Iterator[int]:
+    """Process ids of Ray's actors that hold this stage; without `ready` also of those that are still building it."""
     import psutil
 
     for process in psutil.process_iter(["cmdline"]):
         title = " ".join(process.info["cmdline"] or ())
-        if f"Map({name})" in title and "__init__" not in title:
+        if f"Map({name})" in title and not (ready and "__init__" in title):
             yield process.pid
 
 
-def raylet_of(process_id: int) -> str:
-    """Names the node that a process belongs to: each has a raylet of its own."""
+def raylet_of(process_id: int) -> int:
+    """Tells the node that a process belongs to: each has a raylet of its own."""
     import psutil
 
-    return psutil.Process(process_id).environ()["RAY_RAYLET_PID"]
+    return int(psutil.Process(process_id).environ()["RAY_RAYLET_PID"])
 
 
 def assert_equal_labels(ours: pa.Table, undisturbed: pa.Table) -> None:

@@ -103,14 +103,15 @@ def test_a_loader_and_an_engine_killed_amid_their_work_cost_nothing(joined, dril
 
 
 def test_a_lost_node_costs_nothing(joined, drill, undisturbed):
-    """Two nodes with a place for an engine each; the one that is not the driver's goes, with all that ran on it."""
-    nodes = [joined.add_node(num_cpus=2, resources={"engine": 1}) for _ in range(2)]
-    prepared, lost = drill.prepare("--ray.engine_resource", "engine", "--ray.num_engines", "2"), []
+    """Two nodes with a place for an engine each; one whose engine is at work goes, with all that ran on it."""
+    nodes = {raylet_pid(node): node for node in (joined.add_node(num_cpus=2, resources={"engine": 1}) for _ in "ab")}
+    prepared, spread = drill.prepare("--ray.engine_resource", "engine", "--ray.num_engines", "2"), set()
 
     def lose_a_node() -> None:
         wait_for(lambda: drill.num_records() >= 3, "the first records")
-        lost.extend({raylet_of(process) for process in processes("Infer")})
-        joined.remove_node(nodes[0], allow_graceful=False)
+        spread.update(raylet_of(process) for process in processes("Infer", ready=False))
+        at_work = raylet_of(next(processes("Infer")))
+        joined.remove_node(nodes.pop(at_work), allow_graceful=False)
 
     hand = threading.Thread(target=lose_a_node)
     hand.start()
@@ -118,11 +119,18 @@ def test_a_lost_node_costs_nothing(joined, drill, undisturbed):
         summary = label(prepared)
         hand.join()
     finally:
-        joined.remove_node(nodes[1])
-    assert len(lost) == 2, "engines are spread over nodes"
+        for node in nodes.values():
+            joined.remove_node(node)
+    assert len(nodes) == 1
+    assert len(spread) == 2, "engines are spread over nodes"
     assert summary.exit_code == 0, summary.render()
     assert_equal_labels(drill.merged(), undisturbed.labels)
     assert_conserved(drill)
+
+
+def raylet_pid(node: object) -> int:
+    [raylet] = node.all_processes["raylet"]
+    return raylet.process.pid
 
 
 def test_ten_drivers_in_a_row_are_killed_at_random_moments(cluster, drill, undisturbed):

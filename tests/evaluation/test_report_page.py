@@ -6,12 +6,13 @@ import io
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import FPS, HOSTILE, WIDTH, make_gallery, write_sample
+from report_samples import FPS, HOSTILE, METRICS, WIDTH, make_gallery, make_item, write_sample
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,10 @@ def browser():
 def opened(browser, report):
     """The page on screen. One for all tests, since loading it takes a second or more: each leaves it as it was.
 
-    At the end: it logged no error, and asked for nothing but files.
+    Its content security policy is off, because the tests' own waiting is evaluated text, which it forbids. At the end:
+    it logged no error, and asked for nothing but files.
     """
-    page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light", bypass_csp=True)
     complaints, requests = [], []
     page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -169,3 +171,85 @@ def test_theme_and_metric_can_be_switched(opened):
     assert switch.is_disabled()
     assert switch.get_attribute("title") == "No weights on this machine."
     assert "Rollout" in opened.locator("#horizon-chart").inner_text()
+
+
+# Each would set window.touched, were it taken for anything but text.
+ATTACKS = (
+    "<script>window.touched = 1</script>",
+    "</script><script>window.touched = 2</script>",
+    "<!--<script></script><script>window.touched = 3</script>",
+    '" onmouseover="window.touched = 4" x="',
+    "' onfocus='window.touched = 5' autofocus tabindex='1",
+    "<img src=x onerror=window.touched=6>",
+    "<svg onload=window.touched=7>",
+    "]]><script>window.touched = 8</script>",
+    "\u2028window.touched = 9\u2028",
+    "</title></style><script>window.touched = 10</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "&lt;script&gt;window.touched = 11&lt;/script&gt;",
+    "\x1b[31mred \u202e half a pair: \ud800",
+)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory) -> Path:
+    """A report with an attack wherever text comes from data."""
+    folder = tmp_path_factory.mktemp("attacked")
+    attack = "".join(ATTACKS)
+    item = make_item(folder, 1, attack, 20.0)
+    item = replace(item, action_names=[attack, *ATTACKS[:3]], action_units=list(ATTACKS[:4]))
+    return write_sample(
+        folder / "report",
+        [item],
+        METRICS | {"verdict": attack, "lpips_status": attack},
+        settings={attack: attack, "nested": {"root": attack}},
+        checkpoint={"id": attack},
+        dataset={"root": f"/data/{attack.replace('/', '')}"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bypass_csp", [False, True], ids=["with its policy", "by escaping alone"])
+def test_no_text_of_the_data_is_run(browser, attacked, bypass_csp):
+    page = browser.new_page(bypass_csp=bypass_csp)
+    complaints, dialogs = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+    page.goto(attacked.as_uri())
+    page.evaluate("window.reportReady")
+    page.locator(".card").scroll_into_view_if_needed()
+    page.locator(".card h3").first.hover()
+    assert page.evaluate("document.querySelectorAll('script').length") == 4
+    assert page.evaluate("document.querySelectorAll('img, [onmouseover], [onfocus], svg[onload]').length") == 0
+    assert page.evaluate("typeof window.touched") == "undefined"
+    shown = page.locator(".card h3").first.evaluate("element => element.firstChild.data")
+    assert shown == "".join(ATTACKS).replace("\ud800", "?")
+    assert (complaints, dialogs) == ([], [])
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_policy_stops_what_escaping_would_have_missed(browser, report):
+    """And lets the page itself do all it does: nothing is reported until markup is put in on purpose."""
+    page = browser.new_page()
+    complaints, requests = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    page.evaluate("window.reportReady")
+    assert page.evaluate("document.querySelectorAll('#horizon-chart .scatterlayer path.js-line').length") > 0
+    video = page.locator(".card video").first
+    video.scroll_into_view_if_needed()
+    deadline = time.monotonic() + 20
+    while not video.evaluate("video => video.readyState >= 2") and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
+    assert video.evaluate("video => video.readyState >= 2 && !video.error")
+    assert complaints == []
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.touched=1>')")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=http://127.0.0.1:9/x.png>')")
+    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'window.touched = 2'}))")
+    page.wait_for_timeout(200)
+    assert page.evaluate("typeof window.touched") == "undefined"
+    assert len([text for text in complaints if "Content Security Policy" in text]) >= 3
+    page.close()

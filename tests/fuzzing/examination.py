@@ -80,6 +80,12 @@ class Examiner:
         _write_files(outside, bait)
         self._fence = _Fence(outside)
 
+    def accept(self, files: Mapping[str, bytes], read: Callable[[Path], object]) -> None:
+        """Raises what comes out for files that are known to be good. Imports happen here, which no input has to pay."""
+        shutil.rmtree(self.input_folder, ignore_errors=True)
+        _write_files(self.input_folder, files)
+        read(self.input_folder)
+
     def examine(self, files: Mapping[str, bytes], read: Callable[[Path], object]) -> Outcome:
         shutil.rmtree(self.input_folder, ignore_errors=True)
         _write_files(self.input_folder, files)

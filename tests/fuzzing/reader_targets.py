@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from mutations import (
     NASTY_TEXTS,
+    Files,
     json_files,
     json_lines_files,
     mutated_bytes,
@@ -25,50 +26,33 @@ from mutations import (
 )
 from video_mutations import other_containers, patched_headers
 
+Inputs = SearchStrategy[dict[str, bytes]]
+
 
 @dataclass(frozen=True)
 class Target:
     """Inputs as {relative path: content}, and the reader that gets the folder they are written to."""
 
     name: str
-    inputs: SearchStrategy[dict[str, bytes]]
+    valid: Files  # what the inputs are damaged copies of: this is accepted
+    inputs: Inputs
     read: Callable[[Path], object]
 
 
-def _dataset_file(files: Mapping[str, bytes], name: str, kind: str) -> SearchStrategy[dict[str, bytes]]:
-    change = {
+def _damaged(kind: str, *names: str) -> Callable[[Files], Inputs]:
+    """Damage of one kind to one of these files."""
+    change: Callable[[bytes], SearchStrategy[bytes]] = {
         "json": lambda raw: json_files(valid.parsed(raw)),
         "jsonl": lambda raw: json_lines_files(valid.parsed_lines(raw)),
         "parquet": lambda raw: parquet_files(valid.table(raw)),
         "video": lambda raw: st.one_of(mutated_bytes(raw), rarities(raw), other_containers(raw)),
         "video_header": patched_headers,
     }[kind]
-    return with_file(files, name, change(files[name]))
+    return lambda files: st.one_of(*(with_file(files, name, change(files[name])) for name in names))
 
 
-def _lerobot_v3(name: str, kind: str) -> Callable[[], SearchStrategy[dict[str, bytes]]]:
-    return lambda: _dataset_file(valid.lerobot_v3(), name, kind)
-
-
-def _lerobot_v2(name: str, kind: str) -> Callable[[], SearchStrategy[dict[str, bytes]]]:
-    return lambda: _dataset_file(valid.lerobot_v2(), name, kind)
-
-
-def _video_folder(name: str, kind: str) -> Callable[[], SearchStrategy[dict[str, bytes]]]:
-    return lambda: _dataset_file(valid.video_folder(), name, kind)
-
-
-def _json(files: Callable[[], Mapping[str, bytes]], *names: str) -> Callable[[], SearchStrategy[dict[str, bytes]]]:
-    def inputs() -> SearchStrategy[dict[str, bytes]]:
-        made = files()
-        return st.one_of(*(with_file(made, name, json_files(valid.parsed(made[name]))) for name in names))
-
-    return inputs
-
-
-def _safetensors() -> SearchStrategy[dict[str, bytes]]:
-    made = valid.weights()
-    raw = made["model/diffusion_pytorch_model.safetensors"]
+def _safetensors(files: Files) -> Inputs:
+    raw = files["model/diffusion_pytorch_model.safetensors"]
     size = int.from_bytes(raw[:8], "little")
     header, data = valid.parsed(raw[8 : 8 + size]), raw[8 + size :]
 
@@ -83,40 +67,34 @@ def _safetensors() -> SearchStrategy[dict[str, bytes]]:
         st.builds(joined, st.just(raw[8 : 8 + size]), lengths),
         mutated_bytes(raw),
     )
-    return with_file(made, "model/diffusion_pytorch_model.safetensors", changed)
+    return with_file(files, "model/diffusion_pytorch_model.safetensors", changed)
 
 
-def _shard_index() -> SearchStrategy[dict[str, bytes]]:
-    made = valid.sharded_weights()
+def _shard_index(files: Files) -> Inputs:
     name = "model/diffusion_pytorch_model.safetensors.index.json"
-    index = valid.parsed(made[name])
+    index = valid.parsed(files[name])
     elsewhere = st.sampled_from(NASTY_TEXTS).map(lambda text: {"weight_map": {**index["weight_map"], "weight": text}})
-    return with_file(made, name, st.one_of(json_files(index), elsewhere.map(valid.as_json)))
+    return with_file(files, name, st.one_of(json_files(index), elsewhere.map(valid.as_json)))
 
 
-def _labels() -> SearchStrategy[dict[str, bytes]]:
-    return _dataset_file(valid.label_run(), "run/labels/labels-00000.parquet", "parquet")
-
-
-def _tokenizer() -> SearchStrategy[dict[str, bytes]]:
-    made = {name: raw for name, raw in valid.checkpoint().items() if name.startswith("checkpoint/text_tokenizer/")}
+def _tokenizer(files: Files) -> Inputs:
     folder = "checkpoint/text_tokenizer"
-    names = (f"{folder}/tokenizer.json", f"{folder}/tokenizer_config.json")
     template = f"{folder}/chat_template.jinja"
-    templates = st.one_of(st.sampled_from(valid.ODD_TEMPLATES), mutated_bytes(made[template]))
+    templates = st.one_of(st.sampled_from(valid.ODD_TEMPLATES), mutated_bytes(files[template]))
     return st.one_of(
-        *(with_file(made, name, json_files(valid.parsed(made[name]))) for name in names),
-        with_file(made, template, templates),
+        _damaged("json", f"{folder}/tokenizer.json", f"{folder}/tokenizer_config.json")(files),
+        with_file(files, template, templates),
     )
 
 
-def _yaml() -> SearchStrategy[dict[str, bytes]]:
+def _yaml(files: Files) -> Inputs:
     structured = json_files(valid.SETTINGS)  # JSON is YAML
-    text = st.one_of(mutated_bytes(valid.YAML), st.sampled_from(valid.ODD_YAML), structured, structured)
-    return text.map(lambda content: {"config.yaml": content})
+    damaged = mutated_bytes(files["config.yaml"])
+    text = st.one_of(damaged, st.sampled_from(valid.ODD_YAML), structured, structured)
+    return with_file(files, "config.yaml", text)
 
 
-def _command_line() -> SearchStrategy[dict[str, bytes]]:
+def _command_line(files: Files) -> Inputs:
     names = st.sampled_from(valid.flag_names()) | st.text(max_size=8)
     values = st.sampled_from((*NASTY_TEXTS, *valid.ODD_VALUES)) | st.text(max_size=8)
     flag = st.one_of(
@@ -126,51 +104,65 @@ def _command_line() -> SearchStrategy[dict[str, bytes]]:
         values.map(lambda value: [value]),
     )
     arguments = st.lists(flag, max_size=4).map(lambda flags: [part for parts in flags for part in parts])
-    return arguments.map(lambda chosen: {"arguments.json": valid.as_json(chosen)})
+    return with_file(files, "arguments.json", arguments.map(valid.as_json))
 
 
-_V3_VIDEO = "dataset/videos/observation.images.front/chunk-000/file-000.mp4"
-_V2_DATA = "dataset/data/chunk-000/episode_000000.parquet"
+_FRONT = "observation.images.front"
+_CHECKPOINT_CONFIGS = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
-# Name → how its inputs are made, and what reads them.
-_TARGETS: Mapping[str, tuple[Callable[[], SearchStrategy[dict[str, bytes]]], Callable[[Path], object]]] = {
-    "lerobot_v3_info": (_lerobot_v3("dataset/meta/info.json", "json"), readers.read_dataset),
+# Name → valid files, how they are damaged, and what reads them.
+_TARGETS: Mapping[str, tuple[Callable[[], Files], Callable[[Files], Inputs], Callable[[Path], object]]] = {
+    "lerobot_v3_info": (valid.lerobot_v3, _damaged("json", "dataset/meta/info.json"), readers.read_dataset),
     "lerobot_v3_episodes": (
-        _lerobot_v3("dataset/meta/episodes/chunk-000/file-000.parquet", "parquet"),
+        valid.lerobot_v3,
+        _damaged("parquet", "dataset/meta/episodes/chunk-000/file-000.parquet"),
         readers.read_dataset,
     ),
-    "lerobot_v3_data": (_lerobot_v3("dataset/data/chunk-000/file-000.parquet", "parquet"), readers.read_recordings),
-    "lerobot_v3_video": (_lerobot_v3(_V3_VIDEO, "video"), readers.read_dataset),
-    "lerobot_v2_info": (_lerobot_v2("dataset/meta/info.json", "json"), readers.read_dataset),
-    "lerobot_v2_episodes": (_lerobot_v2("dataset/meta/episodes.jsonl", "jsonl"), readers.read_dataset),
-    "lerobot_v2_data": (_lerobot_v2(_V2_DATA, "parquet"), readers.read_recordings),
-    "captions": (_video_folder("dataset/captions.jsonl", "jsonl"), readers.read_dataset),
-    "video_bytes": (_video_folder("dataset/a.mp4", "video"), readers.read_dataset),
-    "video_header": (_video_folder("dataset/a.mp4", "video_header"), readers.read_dataset),
-    "action_file": (_json(valid.action_files, "shaped.json", "chunks.json"), readers.read_action_files),
-    "action_statistics": (_json(valid.statistics, "flat.json", "nested.json"), readers.read_statistics),
-    "yaml_config": (_yaml, readers.read_config),
-    "command_line": (_command_line, readers.read_command_line),
+    "lerobot_v3_data": (
+        valid.lerobot_v3,
+        _damaged("parquet", "dataset/data/chunk-000/file-000.parquet"),
+        readers.read_recordings,
+    ),
+    "lerobot_v3_video": (
+        valid.lerobot_v3,
+        _damaged("video", f"dataset/videos/{_FRONT}/chunk-000/file-000.mp4"),
+        readers.read_dataset,
+    ),
+    "lerobot_v2_info": (valid.lerobot_v2, _damaged("json", "dataset/meta/info.json"), readers.read_dataset),
+    "lerobot_v2_episodes": (valid.lerobot_v2, _damaged("jsonl", "dataset/meta/episodes.jsonl"), readers.read_dataset),
+    "lerobot_v2_data": (
+        valid.lerobot_v2,
+        _damaged("parquet", "dataset/data/chunk-000/episode_000000.parquet"),
+        readers.read_recordings,
+    ),
+    "captions": (valid.video_folder, _damaged("jsonl", "dataset/captions.jsonl"), readers.read_dataset),
+    "video_bytes": (valid.video_folder, _damaged("video", "dataset/a.mp4"), readers.read_dataset),
+    "video_header": (valid.video_folder, _damaged("video_header", "dataset/a.mp4"), readers.read_dataset),
+    "action_file": (valid.action_files, _damaged("json", "shaped.json", "chunks.json"), readers.read_action_files),
+    "action_statistics": (valid.statistics, _damaged("json", "flat.json", "nested.json"), readers.read_statistics),
+    "yaml_config": (lambda: {"config.yaml": valid.YAML}, _yaml, readers.read_config),
+    "command_line": (lambda: {"arguments.json": b"[]"}, _command_line, readers.read_command_line),
     "checkpoint_config": (
-        _json(
-            valid.checkpoint,
-            "checkpoint/transformer/config.json",
-            "checkpoint/vae/config.json",
-            "checkpoint/scheduler/scheduler_config.json",
-        ),
+        valid.checkpoint,
+        _damaged("json", *(f"checkpoint/{name}" for name in _CHECKPOINT_CONFIGS)),
         readers.read_checkpoint,
     ),
-    "safetensors_header": (_safetensors, readers.read_weights),
-    "safetensors_index": (_shard_index, readers.read_weights),
-    "baseline_metrics": (_json(valid.baseline, "metrics.json"), readers.read_baseline_and_compare),
-    "label_run_manifest": (_json(valid.label_run, "run/manifest.json"), readers.open_label_run),
-    "label_run_labels": (_labels, readers.open_label_run),
-    "text_tokenizer": (_tokenizer, readers.read_tokenizer),
+    "text_tokenizer": (valid.text_tokenizer, _tokenizer, readers.read_tokenizer),
+    "safetensors_header": (valid.weights, _safetensors, readers.read_weights),
+    "safetensors_index": (valid.sharded_weights, _shard_index, readers.read_weights),
+    "baseline_metrics": (valid.baseline, _damaged("json", "metrics.json"), readers.read_baseline_and_compare),
+    "label_run_manifest": (valid.label_run, _damaged("json", "run/manifest.json"), readers.open_label_run),
+    "label_run_labels": (
+        valid.label_run,
+        _damaged("parquet", "run/labels/labels-00000.parquet"),
+        readers.open_label_run,
+    ),
 }
 TARGET_NAMES = tuple(_TARGETS)
 
 
 def make_target(name: str) -> Target:
     """Encodes the valid files that the inputs are made of, so it takes a moment."""
-    inputs, read = _TARGETS[name]
-    return Target(name, inputs(), read)
+    make_files, damage, read = _TARGETS[name]
+    files = make_files()
+    return Target(name, files, damage(files), read)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import dataset_factory
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save
 
 _WIDTH = 10
 _LENGTHS = (6, 4)
@@ -186,26 +188,24 @@ def checkpoint() -> dict[str, bytes]:
     return _written(lambda root: write_tiny_checkpoint(root, **small), "checkpoint")
 
 
+def text_tokenizer() -> dict[str, bytes]:
+    return {name: raw for name, raw in checkpoint().items() if name.startswith("checkpoint/text_tokenizer/")}
+
+
 @cache
 def weights() -> dict[str, bytes]:
     """A linear layer of 3 to 2, as safetensors."""
-    import torch
-    from safetensors.torch import save
-
-    tensors = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    tensors = {"weight": np.ones((2, 3), np.float32), "bias": np.zeros(2, np.float32)}
     return {"model/diffusion_pytorch_model.safetensors": save(tensors, metadata={"format": "pt"})}
 
 
 @cache
 def sharded_weights() -> dict[str, bytes]:
-    import torch
-    from safetensors.torch import save
-
     index = {"metadata": {"total_size": 32}, "weight_map": {"weight": "a.safetensors", "bias": "b.safetensors"}}
     return {
         "model/diffusion_pytorch_model.safetensors.index.json": as_json(index),
-        "model/a.safetensors": save({"weight": torch.ones(2, 3)}),
-        "model/b.safetensors": save({"bias": torch.zeros(2)}),
+        "model/a.safetensors": save({"weight": np.ones((2, 3), np.float32)}),
+        "model/b.safetensors": save({"bias": np.zeros(2, np.float32)}),
     }
 
 
