@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drill import PATIENCE_S, REPOSITORY
+from drill import PATIENCE_S, REPOSITORY, wait_for
 from shell_environment import SHELL_ENVIRONMENT
 
 pytestmark = pytest.mark.drill
@@ -28,19 +29,25 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
     port, dashboard = _free_port(), _free_port()
     folder = tmp_path_factory.mktemp("head")
     environment = SHELL_ENVIRONMENT | {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    started = subprocess.run(
+    head = subprocess.Popen(
         [
-            *(RAY, "start", "--head", "--num-cpus=4", f"--port={port}", "--disable-usage-stats"),
+            *(RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--disable-usage-stats"),
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         ],
         env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # `ray stop` would end every Ray on this machine
     )
-    assert started.returncode == 0, started.stdout + started.stderr
+    wait_for(lambda: _answers(dashboard), "the job server")
     yield environment
-    subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, timeout=PATIENCE_S)
+    os.killpg(head.pid, signal.SIGTERM)
+    head.wait(timeout=PATIENCE_S)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_submitted_job_tells_what_it_does_and_fails_when_a_segment_fails(

@@ -125,6 +125,20 @@ def test_files_that_are_no_baseline(tmp_path, content, message):
     assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("score", [True, "20", {}, [20], 1e300, float("nan"), 10**400])
+def test_a_score_that_is_no_number(tmp_path, full, score):
+    entries = [dict(entry) for entry in full["per_episode"]]
+    entries[1]["recorded"] = entries[1]["recorded"] | {"psnr": score}
+    with pytest.raises(ConfigError, match=rf"episode {entries[1]['episode_index']} should have a number as psnr"):
+        read_baseline(write(tmp_path, full | {"per_episode": entries}))
+
+
+def test_an_episode_that_is_there_twice(tmp_path, full):
+    entries = [*full["per_episode"], full["per_episode"][0]]
+    with pytest.raises(ConfigError, match="each episode once"):
+        read_baseline(write(tmp_path, full | {"per_episode": entries}))
+
+
 def test_a_baseline_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the baseline \(No such file or directory\)\. Give the metrics"):
         read_baseline(tmp_path / "metrics.json")

@@ -21,6 +21,7 @@ from pipeline.cosmos3.config import checkpoint_fingerprint
 from pipeline.cosmos3.engine import Engine
 from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.datasets import open_dataset
+from pipeline.errors import CheckpointError
 from pipeline.plan import make_plan, window_seed
 from pipeline.recipe import Recipe, make_recipe
 from pipeline.stages.engine_stage import EngineSettings, fitting_batch_size
@@ -198,6 +199,12 @@ def test_a_row_that_failed_before_is_not_computed(recipe, rows, tiny_checkpoint,
     assert (out["error_type"], out["action"].shape) == ("VideoError", (0, CHUNK, 10))
 
 
+def test_other_weights_than_the_drivers_are_refused(recipe, tiny_checkpoint):
+    """Their labels would stand under the wrong key."""
+    with pytest.raises(CheckpointError, match="other weights"):
+        make_infer(replace(recipe, checkpoint_fingerprint="of another checkpoint"), tiny_checkpoint, 1)
+
+
 def test_nan_is_never_a_label(recipe, rows, tiny_checkpoint, tmp_path):
     """A checkpoint whose weights are NaN: the segment fails, with the reason, and carries no action."""
     checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "nan"))
@@ -206,7 +213,8 @@ def test_nan_is_never_a_label(recipe, rows, tiny_checkpoint, tmp_path):
     spoilt = {name: torch.full_like(value, torch.nan) for name, value in tensors.items() if "action_proj_out" in name}
     assert spoilt, "the model's action head has another name now"
     save_file(tensors | spoilt, weights, metadata={"format": "pt"})
-    out = make_infer(recipe, checkpoint, 4)(rows[1])
+    own = replace(recipe, checkpoint_fingerprint=checkpoint_fingerprint(checkpoint))
+    out = make_infer(own, checkpoint, 4)(rows[1])
     assert out["error_type"] == "ResultError"
     assert "not finite" in out["error"]
     assert out["key"] == rows[1]["key"]
