@@ -19,7 +19,7 @@ from shell_environment import SHELL_ENVIRONMENT
 from stage_by_stage import run_without_ray
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TIMEOUT_S = 400
+TIMEOUT_S = 900
 
 
 def start(*flags: str, folder: Path, job: str = "label_inverse") -> subprocess.Popen:

@@ -190,3 +190,14 @@ def test_code_that_a_tokenizer_brings_along_is_not_run(tokenizer_folder, tmp_pat
     with pytest.raises(CheckpointError, match="cannot be used as a tokenizer"):
         PromptTokenizer.from_pretrained(tmp_path)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_panic_inside_the_tokenizer_is_a_refusal(tokenizer_folder, tmp_path):
+    """Rust's panics are no Exception in Python, and would end a worker."""
+    from pipeline.cosmos3.prompt import PromptTokenizer
+
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = ".."
+    (tokenizer_folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="cannot be used as a tokenizer \\(PanicException"):
+        PromptTokenizer.from_pretrained(tmp_path)

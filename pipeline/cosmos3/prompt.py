@@ -109,8 +109,10 @@ class PromptTokenizer:
             made.encode("")
         except CheckpointError:
             raise
-        # The tokenizers' own errors are plain exceptions, and those of a chat template can be any.
-        except Exception as error:
+        # The tokenizers' own errors are plain exceptions, or a panic of Rust's; those of a chat template can be any.
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise CheckpointError(
                 f"{folder} cannot be used as a tokenizer ({type(error).__name__}: {error}). Download it again."
             ) from error
