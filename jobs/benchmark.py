@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline.command_line import parse_config
 from pipeline.errors import PipelineError
+from pipeline.printable import error_line
 
 _HEIGHT_PX, _WIDTH_PX, _CHUNK, _FPS = 256, 288, 16, 15.0
 _TASK = "Put the marker in the pot"
@@ -62,7 +63,7 @@ def main() -> int:
     try:
         config = parse_config(BenchmarkConfig)
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = _write_checkpoint(Path(scratch))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pipeline.command_line import parse_config
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.printable import error_line
 
 _FPS, _HEIGHT_PX, _WIDTH_PX, _CHUNK = 15, 64, 96, 16
 
@@ -45,7 +46,7 @@ def main() -> int:
     try:
         config = parse_config(MemoryConfig)
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         runs = [measure(Path(scratch) / str(factor), config.work, factor * config.episodes) for factor in (1, 4)]

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import parse_config
 from pipeline.config import IMAGE_SIZES
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.printable import error_line
 
 if TYPE_CHECKING:
     from pipeline.config import LabelConfig
@@ -70,7 +71,7 @@ def main() -> int:
     try:
         config = parse_config(PlanningConfig)
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="benchmark-plan-") as scratch:
         report = measure(config, Path(scratch), apart=run_apart, say=partial(print, flush=True))

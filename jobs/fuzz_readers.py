@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import parse_config
 from pipeline.errors import ConfigError, PipelineError, did_you_mean
+from pipeline.printable import error_line
 
 if TYPE_CHECKING:
     from examination import Tally
@@ -59,7 +60,7 @@ def main() -> int:
         config = parse_config(FuzzConfig)
         names = _target_names(config.targets)
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     print(f"{'target':<22}{'tried':>7}{'accepted':>10}{'untyped':>9}{'slowest':>9}{'memory':>10}  typed errors")
     results = [_fuzz_apart(name, config) for name in names]

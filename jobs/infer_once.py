@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.errors import ConfigError, PipelineError, did_you_mean
+from pipeline.printable import error_line
 from pipeline.single_request import SingleRequest
 
 _DESCRIPTION = """\
@@ -33,7 +34,7 @@ def main() -> int:
     try:
         return run(parse(sys.argv[1:]))
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
 
 

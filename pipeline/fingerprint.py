@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from pipeline.storage import fetch, is_local
+from pipeline.storage import is_local, request
 
 # Of a checkpoint: a few files of many gigabytes, which are the same for all that a run does.
 WEIGHT_BLOCKS = 64
@@ -39,10 +39,10 @@ def digest_file(path: Path | UPath, *, num_blocks: int = WEIGHT_BLOCKS, size: in
     Raises FileNotFoundError where there is no file, StorageError where an object store does not hand it out.
     """
     if size is None:
-        size = path.stat().st_size if is_local(path) else fetch(lambda: path.fs.info(path.path), path)["size"]
+        size = path.stat().st_size if is_local(path) else request(lambda: path.fs.info(path.path), path)["size"]
     hasher = hashlib.sha256(str(size).encode())
     ranges = _sampled(size, num_blocks)
-    blocks = fetch(lambda: _read_local(path, ranges), path) if is_local(path) else _read_remote(path, ranges)
+    blocks = request(lambda: _read_local(path, ranges), path) if is_local(path) else _read_remote(path, ranges)
     for block in blocks:
         hasher.update(block)
     return hasher.hexdigest()
@@ -82,7 +82,7 @@ def _read_remote(path: UPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
                 raise answer
         return [blocks[limits] for limits in ranges]
 
-    return fetch(ask, path)
+    return request(ask, path)
 
 
 def _whole(limits: tuple[int, int], answer: bytes | BaseException) -> bytes | BaseException:

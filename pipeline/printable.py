@@ -23,6 +23,11 @@ def printable_lines(text: object) -> str:
     return "\n".join(printable(line) for line in str(text).split("\n"))
 
 
+def error_line(error: Exception) -> str:
+    """What a command says on stderr of an error that its user can mend: its kind, and its text made safe."""
+    return printable_lines(f"{type(error).__name__}: {error}")
+
+
 def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in _HIDDEN
 

@@ -98,7 +98,7 @@ class Standing:
             return ["stopping"]
         if self.windows_per_s is None:
             return ["no rate known yet"]
-        left = "time left unknown" if self.eta_s is None else f"{_duration(self.eta_s)} left"
+        left = "time left unknown" if self.eta_s is None else f"{duration(self.eta_s)} left"
         return [f"{_number(self.windows_per_s)}/s", left]
 
     def to_json(self, at: datetime) -> dict[str, Any]:
@@ -162,7 +162,8 @@ def _number(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `5 h 18 min` or `2 d 3 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -53,9 +53,7 @@ class ProgressFile:
         text = json.dumps(standing.to_json(self._now()), indent=2, allow_nan=False) + "\n"
         try:
             write_atomically(self._path, lambda partial: partial.write_text(text))
-        except (
-            Exception
-        ) as error:  # whatever a disk or an object store comes up with: labels matter, this file does not
+        except Exception as error:  # labels matter, this file does not, whatever the storage comes up with
             self.last_error = f"{type(error).__name__}: {error}"
             return False
         self.last_error = ""

@@ -28,7 +28,7 @@ from pipeline.outputs.plans import write_plan
 from pipeline.outputs.records import RecordStore, remove_leftovers
 from pipeline.outputs.summary import Checks, NotMerged, Summary, Tally, write_summary
 from pipeline.plan import Plan, Segment, count_windows, estimate_flops
-from pipeline.progress import Progress
+from pipeline.progress import Progress, duration
 from pipeline.progress_file import ProgressFile, every
 from pipeline.recipe import Recipe
 from pipeline.run_log import LOG_EVERY_S, Bar, RunLog
@@ -230,16 +230,14 @@ class _Teller:
     def __init__(self, tally: Tally, progress: Progress, show: Show, log: RunLog) -> None:
         self.tally, self.progress, self.log = tally, progress, log
         self._show = show
-        self._births = 0
 
     def tell(self) -> None:
         tally = self.tally
-        quarantined = tally.num_quarantined
         self.progress.feed(
             time.monotonic(),
             tally.windows_done,
-            len(tally.outcomes) - quarantined,
-            quarantined,
+            len(tally.outcomes) - tally.num_quarantined,
+            tally.num_quarantined,
             windows_lost=tally.windows_lost,
         )
         self._show(self.progress)
@@ -323,5 +321,5 @@ def _estimate(prepared: Prepared) -> str:
     num_windows = count_windows(prepared.missing) * prepared.forwards_per_window
     flops = estimate_flops(prepared.recipe, model, num_windows)
     seconds = flops / _SUSTAINED_FLOPS
-    duration = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
-    return f"at most {flops:.2g} FLOP: {duration} of one H100-class GPU at {_SUSTAINED_FLOPS / 1e12:g} TFLOP/s"
+    told = duration(seconds) if seconds >= 1 else "under 1 s"
+    return f"at most {flops:.2g} FLOP: {told} of one H100-class GPU at {_SUSTAINED_FLOPS / 1e12:g} TFLOP/s"

@@ -19,7 +19,7 @@ from upath import UPath
 
 from pipeline.errors import StorageError
 from pipeline.fingerprint import digest
-from pipeline.storage import with_retries
+from pipeline.storage import request, stays_inside
 
 _CONNECTIONS = 8
 # What tells one content from another in a listing, as far as the store says it.
@@ -55,7 +55,7 @@ def stage_folder(folder: UPath, wanted: Sequence[str]) -> Path:
 def _listing(folder: UPath, wanted: Sequence[str]) -> dict[str, dict[str, str]]:
     """Relative path → what the listing tells of its content."""
     prefix = folder.path.rstrip("/") + "/"
-    found: dict[str, dict[str, Any]] = with_retries(lambda: folder.fs.find(folder.path, detail=True), folder)
+    found: dict[str, dict[str, Any]] = request(lambda: folder.fs.find(folder.path, detail=True), folder, "list")
     return {
         name.removeprefix(prefix): {field: str(info[field]) for field in _IDENTITY if field in info}
         for name, info in sorted(found.items())
@@ -68,12 +68,12 @@ def _fetch(folder: UPath, names: Sequence[str], staged: Path) -> None:
     partial = staged.with_name(f".{staged.name}.{uuid.uuid4().hex}.partial")
 
     def fetch(name: str) -> None:
-        target = partial / name
-        if not target.resolve().is_relative_to(partial.resolve()):
+        if not stays_inside(name):
             raise StorageError(f"{folder}: expected file names inside this folder, found {name!r}.")
+        target = partial / name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = folder / name
-        with_retries(lambda: source.fs.get_file(source.path, str(target)), source)
+        request(lambda: source.fs.get_file(source.path, str(target)), source)
 
     partial.mkdir()
     try:

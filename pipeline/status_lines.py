@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.outputs.failures import Outcome
 from pipeline.printable import printable
+from pipeline.progress import duration
 from pipeline.status import FolderStatus, Holding, Live, RunStatus, group_failures, seconds_since
 
 _BAR_WIDTH = 30
@@ -93,14 +94,6 @@ def _live_line(live: Live) -> str:
     failed = f"{live.segments_failed} segments failed, {live.segments_quarantined} quarantined"
     windows = f"{printable(live.phase)}: {live.windows_done}/{live.windows_total} windows"
     return f"{windows}, {rate}, {left}; {failed} (told {duration(seconds_since(live.at))} ago)"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `5.3 h` or `2.1 days`."""
-    for unit, length_s, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
-        if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _bar(run: RunStatus) -> str:

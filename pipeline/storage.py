@@ -126,27 +126,28 @@ def with_retries[ResultT](operation: Callable[[], ResultT], what: object) -> Res
         ) from cause
 
 
-def fetch[ResultT](operation: Callable[[], ResultT], path: Path | UPath) -> ResultT:
-    """`with_retries` for reading: what an object store refuses is a StorageError, too.
+def request[ResultT](operation: Callable[[], ResultT], path: Path | UPath, purpose: str = "read") -> ResultT:
+    """`with_retries` of a file system: what an object store refuses, to read or to write, is a StorageError, too.
 
-    Raises FileNotFoundError where there is nothing. A disk's other errors stay as they are.
+    Raises FileNotFoundError where there is nothing and FileExistsError where nothing should be. A disk's other errors
+    stay as they are.
     """
     try:
         return with_retries(operation, path)
-    except (FileNotFoundError, PipelineError):
+    except (FileNotFoundError, FileExistsError, PipelineError):
         raise
     except Exception as error:  # of botocore, aiohttp, httpx, huggingface_hub: they share no class
         if is_local(path):
             raise
         raise StorageError(
-            f"{path}: expected to read it, found {type(error).__name__}: {error}. Check the address, the credentials "
-            "and what they allow."
+            f"{path}: expected to {purpose} it, found {type(error).__name__}: {error}. Check the address, the "
+            "credentials and what they allow."
         ) from error
 
 
 def read_bytes(path: Path | UPath) -> bytes:
     """A file's content. Raises FileNotFoundError where there is none, StorageError where it cannot be had."""
-    return fetch(path.read_bytes if is_local(path) else lambda: path.fs.cat_file(path.path), path)
+    return request(path.read_bytes if is_local(path) else lambda: path.fs.cat_file(path.path), path)
 
 
 def kind(path: Path | UPath) -> Literal["file", "folder"] | None:
@@ -157,7 +158,7 @@ def kind(path: Path | UPath) -> Literal["file", "folder"] | None:
     if is_local(path):
         return "folder" if path.is_dir() else "file" if path.is_file() else None
     try:
-        found = fetch(lambda: path.fs.info(path.path), path)["type"]
+        found = request(lambda: path.fs.info(path.path), path)["type"]
     except FileNotFoundError:
         return None
     return "folder" if found == "directory" else "file"
@@ -174,7 +175,7 @@ def file_sizes(folder: Path | UPath, *, recursive: bool) -> dict[str, int]:
         return {name: status.st_size for name, status in found if status is not None and stat.S_ISREG(status.st_mode)}
     prefix = folder.path.rstrip("/") + "/"
     try:
-        found = fetch(partial(_details, folder, recursive), folder)
+        found = request(partial(_details, folder, recursive), folder)
     except FileNotFoundError:
         return {}
     return {
@@ -188,7 +189,7 @@ def folder_names(folder: Path | UPath) -> list[str]:
     """Names of the files and folders in `folder`, sorted."""
     if is_local(folder):
         return sorted(entry.name for entry in _entries(folder))
-    found = fetch(partial(_details, folder, False), folder)
+    found = request(partial(_details, folder, False), folder)
     return sorted(details["name"].rstrip("/").rsplit("/", 1)[-1] for details in found)
 
 
@@ -249,7 +250,7 @@ def create(path: Path | UPath, content: bytes) -> bool:
             partial.unlink(missing_ok=True)
         return True
     try:
-        with_retries(lambda: path.fs.pipe_file(path.path, content, mode="create"), path)
+        request(lambda: path.fs.pipe_file(path.path, content, mode="create"), path, "write")
     except FileExistsError:
         # A request that was tried again finds what it wrote itself when only its answer was lost.
         return read_bytes(path) == content
@@ -259,7 +260,7 @@ def create(path: Path | UPath, content: bytes) -> bool:
 def remove(path: Path | UPath) -> None:
     """Deletes a file; one that is not there is no error."""
     with contextlib.suppress(FileNotFoundError):
-        with_retries(path.unlink if is_local(path) else lambda: path.fs.rm_file(path.path), path)
+        request(path.unlink if is_local(path) else lambda: path.fs.rm_file(path.path), path, "delete")
 
 
 def read_range(path: Path | UPath, start: int, stop: int | None = None) -> bytes:
@@ -274,7 +275,7 @@ def read_range(path: Path | UPath, start: int, stop: int | None = None) -> bytes
             first = file.seek(max(0, start + size) if start < 0 else start)
             return file.read((size if stop is None else stop) - first)
 
-    return fetch(local if is_local(path) else lambda: path.fs.cat_file(path.path, start=start, end=stop), path)
+    return request(local if is_local(path) else lambda: path.fs.cat_file(path.path, start=start, end=stop), path)
 
 
 @contextlib.contextmanager
@@ -288,7 +289,7 @@ def local_copy(path: Path | UPath) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="download-") as scratch:
         copy = Path(scratch) / path.name
-        fetch(lambda: path.fs.get_file(path.path, str(copy)), path)
+        request(lambda: path.fs.get_file(path.path, str(copy)), path)
         yield copy
 
 
@@ -304,7 +305,7 @@ def remove_files(folder: Path | UPath, names: Sequence[str]) -> None:
     for first in range(0, len(names), _FILES_PER_REQUEST):
         paths = [f"{folder.path.rstrip('/')}/{name}" for name in names[first : first + _FILES_PER_REQUEST]]
         with contextlib.suppress(FileNotFoundError):  # not one of them was there
-            with_retries(lambda paths=paths: folder.fs.rm(paths), folder)
+            request(lambda paths=paths: folder.fs.rm(paths), folder, "delete files in")
 
 
 def list_files(folder: Path | UPath) -> Iterator[str]:
@@ -318,7 +319,7 @@ def list_files(folder: Path | UPath) -> Iterator[str]:
             yield from names if inside == "." else (f"{inside}/{name}" for name in names)
         return
     prefix = folder.path.rstrip("/") + "/"
-    for name in with_retries(lambda: folder.fs.find(folder.path), folder):
+    for name in request(lambda: folder.fs.find(folder.path), folder, "list"):
         yield name.removeprefix(prefix)
 
 
@@ -369,7 +370,7 @@ def _write_beside[ResultT](path: Path, write: Callable[[Path], ResultT]) -> Resu
 
 def _upload[ResultT](path: UPath, write: Callable[[Path], ResultT]) -> ResultT:
     with tempfile.TemporaryDirectory(prefix="upload-") as scratch:
-        partial = Path(scratch) / "partial"
+        partial = Path(scratch) / path.name  # by whose ending s3fs tells the store what it is
         result = write(partial)
-        with_retries(lambda: path.fs.put_file(str(partial), path.path), path)
+        request(lambda: path.fs.put_file(str(partial), path.path), path, "write")
     return result

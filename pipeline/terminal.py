@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.command_line import parse_config
 from pipeline.config import RunConfig
 from pipeline.errors import PipelineError
-from pipeline.printable import printable, printable_lines
+from pipeline.printable import error_line, printable, printable_lines
 from pipeline.progress import Progress, Standing
 from pipeline.progress_file import every
 from pipeline.stopping import EXIT_STOPPED, Stopped
@@ -46,7 +46,7 @@ def run_job[ConfigT: RunConfig](config_class: type[ConfigT], job: Callable[[Conf
             config = fill_in_demo(config, _DEMO_FOLDER)
         return job(config, is_demo)
     except PipelineError as error:
-        print(printable_lines(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt):
         print("Stopped before anything was in hand. The same command goes on from here.", file=sys.stderr)

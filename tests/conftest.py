@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay together, for they share fixtures; and so do all that need Ray, of which there is one."""
     for item in items:

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from outcome_samples import outcome_of
 from shell_environment import SHELL_ENVIRONMENT
 
-from pipeline.outputs.failures import FailureStore, Outcome
+from pipeline.outputs.failures import FailureStore
 from pipeline.outputs.holder import Machine
 from pipeline.outputs.lease import Periods, hold_lease
 from pipeline.outputs.merging import merge_records
@@ -98,21 +98,7 @@ class Folder:
 
     def fail(self, segments: Sequence[Segment], **changes: object) -> None:
         for each in segments:
-            outcome = Outcome(
-                key=each.key,
-                episode_index=each.episode_index,
-                positions=(each.label_start, each.label_stop),
-                kind="failed",
-                error_type="VideoError",
-                error="a.mp4: expected 9 frames, found 3.",
-                attempts=1,
-                signal="",
-                exit_code=None,
-                last_words="",
-                run_id="abc",
-                at="2026-01-02T03:04:05+00:00",
-            )
-            self.failures.write(replace(outcome, **changes))
+            self.failures.write(outcome_of(each, **changes))
 
     def merge(self, segments: Sequence[Segment], *, run_id: str = "abc") -> None:
         manifest = {"run_id": run_id, "recipe": {"frame_stride": 1}}

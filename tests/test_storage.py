@@ -145,8 +145,16 @@ def test_what_is_not_allowed_says_so_at_once(s3, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(StorageError, match=r"NoCredentials.*credentials"):
-        read_bytes(open_path("s3://storage/file"))
+    place = open_path("s3://storage/file")
+    for purpose, attempt in {
+        "read": lambda: read_bytes(place),
+        "write": lambda: write_atomically(place, lambda partial: partial.write_text("new")),
+        "write ": lambda: create(place, b"new"),
+        "delete": lambda: remove(place),
+        "list": lambda: list(list_files(place.parent)),
+    }.items():
+        with pytest.raises(StorageError, match=rf"to {purpose.strip()} it, found NoCredentials.*credentials"):
+            attempt()
     S3FileSystem.clear_instance_cache()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from pipeline.storage import fetch, is_local, read_range
+from pipeline.storage import is_local, read_range, request
 
 _BLOCK_BYTES = 1024 * 1024
 _NUM_KEPT = 32  # blocks; an MP4's index and its pictures are read in turns
@@ -47,7 +47,7 @@ class RemoteFile(io.RawIOBase):
         super().__init__()
         self.error: Exception | None = None
         self._path = path
-        self._size = fetch(lambda: path.fs.info(path.path), path)["size"] if size is None else size
+        self._size = request(lambda: path.fs.info(path.path), path)["size"] if size is None else size
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._last_fetched, self._ahead = -1, 1
@@ -112,4 +112,4 @@ class RemoteFile(io.RawIOBase):
                 raise ConnectionError(f"{stop - start} bytes were asked for, {len(content)} came")
             return content
 
-        return fetch(ask, self._path)
+        return request(ask, self._path)

@@ -42,6 +42,7 @@ class Tally:
     segments: Sequence[Segment]
     windows_done: int = 0
     windows_lost: int = 0  # of segments that failed or were quarantined
+    num_quarantined: int = 0
     outcomes: dict[str, Outcome] = field(default_factory=dict)  # key → how it failed
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # that were worked
     engine_busy_s: float = 0.0  # of the engines' own steps
@@ -58,10 +59,6 @@ class Tally:
     def num_windows(self) -> int:
         return sum(self._windows.values())
 
-    @property
-    def num_quarantined(self) -> int:
-        return sum(outcome.kind == "quarantined" for outcome in self.outcomes.values())
-
     def add(self, status: Mapping[str, Any]) -> None:
         """Counts one status row that the last stage handed on; `add_outcome` tells what is known of a failed one."""
         for stage in STAGES:
@@ -72,6 +69,7 @@ class Tally:
     def add_outcome(self, outcome: Outcome) -> None:
         self.outcomes[outcome.key] = outcome
         self.windows_lost += self._windows[outcome.key]
+        self.num_quarantined += outcome.kind == "quarantined"
 
 
 @dataclass(frozen=True)

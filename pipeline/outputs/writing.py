@@ -27,7 +27,7 @@ from pathlib import Path
 from upath import UPath
 
 from pipeline.errors import PipelineError, StorageError
-from pipeline.storage import is_local, list_files, open_path, remove_files, with_retries, write_atomically
+from pipeline.storage import is_local, list_files, open_path, remove_files, request, write_atomically
 
 PARTIAL_SUFFIX = ".partial"
 BEING_REPLACED = ".being-replaced"  # in a folder of an object store, whose content is ours to delete then
@@ -75,7 +75,7 @@ class NewFolder:
                 os.fsync(opened.fileno())
             return
         target = f"{self._staging.path}/{name}"
-        with_retries(lambda: self._staging.fs.put_file(str(file), target), self._staging / name)
+        request(lambda: self._staging.fs.put_file(str(file), target), self._staging / name, "write")
         file.unlink()
 
 
@@ -128,12 +128,12 @@ def _staged(folder: UPath, last: str | None) -> Iterator[NewFolder]:
 def _publish(folder: UPath, staging: UPath, last: str | None) -> None:
     def copy(name: str) -> None:
         source, target = f"{staging.path}/{name}", f"{folder.path.rstrip('/')}/{name}"
-        with_retries(lambda: folder.fs.cp_file(source, target), folder / name)
+        request(lambda: folder.fs.cp_file(source, target), folder / name, "write")
 
     names = set(list_files(staging))
     final = [name for name in names if name == last]
     mark = folder / BEING_REPLACED
-    with_retries(lambda: mark.fs.pipe_file(mark.path, b""), mark)
+    request(lambda: mark.fs.pipe_file(mark.path, b""), mark, "write")
     remove_files(folder, final)
     remove_files(folder, [name for name in list_files(folder) if name != BEING_REPLACED])
     _in_parallel(copy, sorted(names.difference(final)))
@@ -169,7 +169,7 @@ def remove_abandoned(output_dir: Path | UPath) -> None:
 
 def _remove_staged(output_dir: UPath) -> None:
     try:
-        entries = with_retries(lambda: output_dir.fs.ls(output_dir.path, detail=True), output_dir)
+        entries = request(lambda: output_dir.fs.ls(output_dir.path, detail=True), output_dir, "list")
     except FileNotFoundError:
         return
     for entry in entries:

@@ -22,7 +22,7 @@ def main() -> int:
     faulthandler.enable()
     with _private_stdout() as answers:
         road: Road = pickle.load(sys.stdin.buffer)
-        stages = [stage(*arguments) for stage, arguments in (road.load, road.infer, road.record)]
+        stages = [stage(*arguments) for stage, arguments in road.stages]
         _send(answers, None)
         while (row := pickle.load(sys.stdin.buffer)) is not None:
             try:

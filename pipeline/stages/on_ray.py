@@ -73,6 +73,11 @@ class Errand:
     stop: Stop
     watch: Watch = lambda attendance: None  # called every two seconds
 
+    @property
+    def engine_resources(self) -> dict[str, float]:
+        """What an engine takes besides cores and a GPU."""
+        return {self.config.engine_resource: 1.0} if self.config.engine_resource else {}
+
 
 @contextlib.contextmanager
 def _silenced_stderr() -> Iterator[None]:
@@ -124,7 +129,7 @@ def stream(segments: Sequence[Segment], errand: Errand) -> Iterator[Row | None]:
     infer, arguments = errand.road.infer
     errand = replace(errand, road=replace(errand.road, infer=(infer, (errand.recipe, settings, *arguments))))
     _configure(errand.config)
-    names = [stage.name for stage, _ in (errand.road.load, errand.road.infer, errand.road.record)]
+    names = [stage.name for stage, _ in errand.road.stages]
     actors = dict(zip(names, (fit.num_loaders, fit.num_engines, 1), strict=True))
     register = ray.remote(Register).options(num_cpus=0).remote(actors)
     for first in range(0, len(segments), SEGMENTS_PER_WAVE):
@@ -143,8 +148,6 @@ def _string(segments: Sequence[Segment], errand: Errand, fit: Fit, register: ray
     """The three stages as one lazy dataset of status rows."""
     rows = ray.data.from_items([segment.to_row() for segment in segments], override_num_blocks=len(segments))
     retries = {"max_task_retries": MAX_TASK_RETRIES}
-    engine_resource = errand.config.engine_resource
-    placed = {"resources": {engine_resource: 1.0}} if engine_resource else {}
     of_this_run = (register, errand.recipe.run_id, errand.recipe.mode)
     infer = errand.road.infer[0]
     return (
@@ -166,8 +169,8 @@ def _string(segments: Sequence[Segment], errand: Errand, fit: Fit, register: ray
             ),
             num_cpus=fit.cpus_per_engine,
             num_gpus=fit.gpus_per_engine,
+            resources=errand.engine_resources,
             **retries,
-            **placed,
         )
         .map(
             watched(errand.road.record[0]),
@@ -280,9 +283,11 @@ def _alone(
     waiting = list(reversed(segments))
     metrics = StageMetrics(errand.road.record[0].name, errand.recipe.run_id, job_name=errand.recipe.mode)
     at_work: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, Segment]] = {}
-    placed = {errand.config.engine_resource: 1.0} if errand.config.engine_resource else None
     admit = ray.remote(Ward).options(
-        num_cpus=fit.cpus_per_engine, num_gpus=fit.gpus_per_engine, resources=placed, max_restarts=1
+        num_cpus=fit.cpus_per_engine,
+        num_gpus=fit.gpus_per_engine,
+        resources=errand.engine_resources,
+        max_restarts=1,
     )
     free = [admit.remote(errand.road) for _ in range(min(fit.num_engines, len(waiting)))]
     while (waiting or at_work) and not errand.stop.is_overdue:

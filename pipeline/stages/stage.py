@@ -81,6 +81,11 @@ class Road:
     infer: tuple[type[Stage], tuple]
     record: tuple[type[Stage], tuple]
 
+    @property
+    def stages(self) -> tuple[tuple[type[Stage], tuple], ...]:
+        """All three, in the order in which a segment passes them."""
+        return self.load, self.infer, self.record
+
 
 def describe(error: Exception) -> str:
     """A user's error as it is; one of ours with the place where it came from."""

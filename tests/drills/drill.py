@@ -25,11 +25,12 @@ from pipeline.run import Prepared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300
-# Real DROID clips in small segments: one window of five frames each.
-_SMALL = (
+# Real DROID clips, and those in small segments: one window of five frames each.
+CLIPS = (
     *("--dataset.cameras", "[video]", "--dataset.timebase", "native", "--action_normalization", "none"),
-    *("--image_size", "256", "--engine.num_inference_steps", "2", "--max_segment_mib", "1", "--action_chunk_size", "4"),
+    *("--image_size", "256"),
 )
+_SMALL = (*CLIPS, "--engine.num_inference_steps", "2", "--max_segment_mib", "1", "--action_chunk_size", "4")
 SIXTY_FOUR = (*_SMALL, "--dataset.episodes", "[2, 3, 6]")
 THIRTY = (*_SMALL, "--dataset.episodes", "[3, 6]")
 TEN = (*_SMALL, "--dataset.episodes", "[6]")

@@ -12,14 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drill import PATIENCE_S, REPOSITORY, wait_for
+from drill import CLIPS, PATIENCE_S, REPOSITORY, wait_for
 from shell_environment import SHELL_ENVIRONMENT
 
 pytestmark = pytest.mark.drill
-SMALL = (
-    *("--dataset.cameras", "[video]", "--dataset.timebase", "native", "--action_normalization", "none"),
-    *("--image_size", "256", "--engine.num_inference_steps", "1"),
-)
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -60,7 +56,7 @@ def test_a_submitted_job_tells_what_it_does_and_fails_when_a_segment_fails(
     command = [
         *(RAY, "job", "submit", "--working-dir", str(REPOSITORY), "--", sys.executable, "jobs/label_inverse.py"),
         *("--dataset.root", str(videos), "--engine.checkpoint", str(tiny_checkpoint)),
-        *("--output_dir", str(tmp_path / "out"), *SMALL),
+        *("--output_dir", str(tmp_path / "out"), *CLIPS, "--engine.num_inference_steps", "1"),
     ]
     code, told = _run(command, head)
     assert code == 0, told

@@ -19,7 +19,6 @@ from pipeline.datasets import open_dataset
 from pipeline.errors import OutputError
 from pipeline.evaluation.rows import evaluation_schema, evaluation_table
 from pipeline.outputs.accounting import account, check_rows
-from pipeline.outputs.failures import Outcome
 from pipeline.outputs.labels import label_schema, label_table
 from pipeline.outputs.merging import merge_records
 from pipeline.outputs.plans import plan_table
@@ -30,43 +29,34 @@ from pipeline.recipe import Recipe, make_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 from dataset_factory import write_video
+from outcome_samples import OUTCOME
 
 CHUNK, STRIDE = 4, 2
 EPISODES = {0: 9, 3: 30, 4: 2, 7: 23}  # episode → positions
 NO_STRIDE = json.dumps({"run_id": "abc", "recipe": {"frame_stride": 0}})
-OUTCOME = Outcome(
-    key="",
-    episode_index=0,
-    positions=(0, 1),
-    kind="failed",
-    error_type="VideoError",
-    error="",
-    attempts=1,
-    signal="",
-    exit_code=None,
-    last_words="",
-    run_id="",
-    at="",
-)
 
 
 def key_of(*parts: object) -> str:
     return sha256(str(parts).encode()).hexdigest()
 
 
+def segment(key: str, episode: int, num_positions: int, windows: tuple[int, ...], start: int, stop: int) -> Segment:
+    return Segment(
+        key=key,
+        input_digest="",
+        episode_index=episode,
+        task="Lift.",
+        num_positions=num_positions,
+        window_starts=windows,
+        label_start=start,
+        label_stop=stop,
+    )
+
+
 def segments(episodes: dict[int, int] = EPISODES) -> list[Segment]:
     """Segments of two windows each."""
     return [
-        Segment(
-            key=key_of(episode, windows),
-            input_digest="",
-            episode_index=episode,
-            task="Lift.",
-            num_positions=num_positions,
-            window_starts=windows,
-            label_start=start,
-            label_stop=stop,
-        )
+        segment(key_of(episode, windows), episode, num_positions, windows, start, stop)
         for episode, num_positions in episodes.items()
         for windows, start, stop in cut_windows(window_starts(num_positions, CHUNK), num_positions, CHUNK, 2)
     ]
@@ -122,15 +112,13 @@ def _whole(values: object) -> object:
 
 def rollout_segments() -> list[Segment]:
     return [
-        Segment(
-            key=key_of(episode, sample),
-            input_digest="",
-            episode_index=episode,
-            task="Lift.",
-            num_positions=num_positions,
-            window_starts=tuple(window_starts(num_positions, CHUNK)),
-            label_start=0,
-            label_stop=num_positions - 1,
+        segment(
+            key_of(episode, sample),
+            episode,
+            num_positions,
+            tuple(window_starts(num_positions, CHUNK)),
+            0,
+            num_positions - 1,
         )
         for episode, num_positions in EPISODES.items()
         for sample in range(2)

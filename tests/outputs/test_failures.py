@@ -8,32 +8,20 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcome_samples import OUTCOME as SAMPLE
 
 from pipeline.errors import OutputError
-from pipeline.outputs.failures import FailureStore, Outcome
+from pipeline.outputs.failures import FailureStore
 
-OUTCOME = Outcome(
-    key="ab" * 32,
-    episode_index=3,
-    positions=(16, 48),
-    kind="quarantined",
-    error_type="ProcessDied",
-    error="It died three times.",
-    attempts=3,
-    signal="SIGSEGV",
-    exit_code=None,
-    last_words="Segmentation fault",
-    run_id="0123456789ab",
-    at="2026-01-02T03:04:05+00:00",
+OUTCOME = replace(
+    SAMPLE, kind="quarantined", error_type="ProcessDied", attempts=3, signal="SIGSEGV", last_words="Segmentation fault"
 )
 TEXTS = st.text(alphabet=st.characters(exclude_categories=()), max_size=50)  # lone surrogates, too
 
 
-@pytest.fixture(params=["disk", "s3"])
-def store(request, tmp_path) -> FailureStore:
-    if request.param == "disk":
-        return FailureStore(tmp_path)
-    return FailureStore(request.getfixturevalue("s3").url(f"failures/{tmp_path.name}"))
+@pytest.fixture
+def store(output_dir) -> FailureStore:
+    return FailureStore(output_dir)
 
 
 def test_what_was_written_is_read_back_and_removed(store):

@@ -82,7 +82,7 @@ def test_a_reader_of_an_object_store_never_sees_rows_of_two_runs(s3, monkeypatch
         return watched
 
     monkeypatch.setattr(writing, "_CONNECTIONS", 1)
-    monkeypatch.setattr(writing, "with_retries", watch(writing.with_retries))
+    monkeypatch.setattr(writing, "request", watch(writing.request))
     monkeypatch.setattr(writing, "remove_files", watch(writing.remove_files))
     merge(store, keys)
     old, new = {0, 1, 2}, {10, 11, 12, 13}

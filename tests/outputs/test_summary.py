@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from pipeline.config import DatasetConfig, LabelConfig
 from pipeline.datasets import open_dataset
 from pipeline.outputs.accounting import account
 from pipeline.outputs.checks import LabelChecks
-from pipeline.outputs.failures import Outcome
 from pipeline.outputs.labels import label_table
 from pipeline.outputs.summary import Summary, Tally, write_summary
 from pipeline.plan import Plan, Segment, make_plan
@@ -23,6 +21,7 @@ from pipeline.recipe import make_recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 from dataset_factory import write_video
+from outcome_samples import outcome_of
 
 LENGTHS = (5, 9, 13)
 ERROR = "episode 1, camera 'video': /data/1.mp4 is damaged"
@@ -58,19 +57,6 @@ class Run:
             outcomes=outcomes,
             max_failed_fraction=tolerated,
         )
-
-
-def outcome_of(segment: Segment, error: str = ERROR, kind: str = "failed", **more: Any) -> Outcome:
-    known = {"attempts": 1, "signal": "", "exit_code": None, "last_words": "", "run_id": "run", "at": "now"}
-    return Outcome(
-        key=segment.key,
-        episode_index=segment.episode_index,
-        positions=(segment.label_start, segment.label_stop),
-        kind=kind,
-        error_type="VideoError" if kind == "failed" else "ProcessDied",
-        error=error,
-        **known | more,
-    )
 
 
 def inferred(segment: Segment) -> dict:
@@ -110,7 +96,7 @@ def one_failed(run) -> Summary:
         failed = segment.episode_index == 1
         tally.add(status(segment, *(ERROR, "VideoError") if failed else ()))
         if failed:
-            tally.add_outcome(outcome_of(segment))
+            tally.add_outcome(outcome_of(segment, error=ERROR))
     tally.wall_s = 2.0
     return run.summary(tally, [run.keys[0], run.keys[2]])
 
@@ -120,7 +106,7 @@ def test_a_tally_counts_windows_failures_and_time(run):
     assert tally.num_windows == 1 + 2 + 3
     tally.add(status(run.plan.segments[2]))
     tally.add(status(run.plan.segments[1], ERROR, "VideoError"))
-    tally.add_outcome(outcome_of(run.plan.segments[1]))
+    tally.add_outcome(outcome_of(run.plan.segments[1], error=ERROR))
     tally.add_outcome(outcome_of(run.plan.segments[0], kind="quarantined"))
     assert (tally.windows_done, tally.windows_lost, tally.num_quarantined) == (3, 1 + 2, 1)
     assert list(tally.outcomes) == [run.keys[1], run.keys[0]]
@@ -143,7 +129,7 @@ def test_planned_is_recorded_plus_failed_and_the_failure_says_why(run, one_faile
     assert counts["planned"] == counts["recorded"] + counts["failed"] == 3
     assert not one_failed.is_complete
     [failure] = one_failed.failures
-    assert failure == asdict(outcome_of(run.plan.segments[1]))
+    assert failure == asdict(outcome_of(run.plan.segments[1], error=ERROR))
     assert (failure["positions"], failure["error"]) == ((0, 8), ERROR)
     assert one_failed.windows == {"planned": 6, "done_now": 4}
     assert one_failed.windows_per_s == 2.0
@@ -218,7 +204,7 @@ def test_a_run_that_failed_altogether_does_not_say_that_nothing_was_left_to_do(r
     tally = Tally(run.plan.segments, wall_s=5.0)
     for segment in run.plan.segments:
         tally.add(status(segment, ERROR, "VideoError"))
-        tally.add_outcome(outcome_of(segment))
+        tally.add_outcome(outcome_of(segment, error=ERROR))
     rendered = run.summary(tally, []).render()
     assert "0 recorded + 3 failed" in rendered
     assert "nothing was left to do" not in rendered
@@ -235,7 +221,7 @@ def test_render_names_the_file_that_failed(one_failed):
 def test_render_tells_each_error_once_with_its_episodes(run):
     tally = Tally(run.plan.segments)
     for segment in run.plan.segments:
-        tally.add_outcome(outcome_of(segment))
+        tally.add_outcome(outcome_of(segment, error=ERROR))
     [line] = [line for line in run.summary(tally, []).render().splitlines() if line.startswith("FAILED")]
     assert "3 episodes (0, 1, 2): VideoError" in line
     assert line.count("damaged") == 1
@@ -245,7 +231,7 @@ def test_render_shows_the_first_errors_and_counts_the_rest(run):
     segments = tuple(replace(run.plan.segments[0], key=str(number), episode_index=number) for number in range(15))
     tally = Tally(segments)
     for number, segment in enumerate(segments):
-        tally.add_outcome(outcome_of(segment, f"file {number}"))
+        tally.add_outcome(outcome_of(segment, error=f"file {number}"))
     rendered = run.summary(tally, [], plan=Plan(segments, 0)).render()
     lines = [line for line in rendered.splitlines() if line.startswith("FAILED")]
     assert len(lines) == 11

@@ -54,15 +54,15 @@ def test_the_file_that_tells_of_a_whole_folder_comes_last_and_goes_first(s3, mon
     folder, seen = UPath(s3.url("last/out")) / "dataset", []
     with replacing(folder, last="meta/generator.json") as new:
         fill(new.path, "old", "meta/generator.json", "meta/info.json", "data/0")
-    with_retries = writing.with_retries
+    request = writing.request
 
-    def watched(operation, what):
-        result = with_retries(operation, what)
+    def watched(*asked):
+        result = request(*asked)
         seen.append(set(list_files(folder)))
         return result
 
     monkeypatch.setattr(writing, "_CONNECTIONS", 1)
-    monkeypatch.setattr(writing, "with_retries", watched)
+    monkeypatch.setattr(writing, "request", watched)
     with replacing(folder, last="meta/generator.json") as new:
         fill(new.path, "new", "meta/generator.json", "meta/info.json", "data/0", "data/1")
     old, new = ({"meta/generator.json", "meta/info.json", *data} for data in (["data/0"], ["data/0", "data/1"]))
