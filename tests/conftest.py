@@ -22,10 +22,18 @@ SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for its groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, for they share fixtures; and so do all that need Ray, of which there is one."""
+    """A file's tests stay together, for they share fixtures; and so do all that need Ray, of which there is one.
+
+    Those come first, because they take longest.
+    """
+    items.sort(key=lambda item: not _needs_ray(item))
     for item in items:
-        needs_ray = {"ray_of_this_session", "demo_run", "cluster"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
+        group = "ray" if _needs_ray(item) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return not {"ray_of_this_session", "demo_run", "cluster"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from shell_environment import SHELL_ENVIRONMENT
-from stage_by_stage import run_without_ray
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 900
@@ -40,28 +34,11 @@ def run(*flags: str, folder: Path, job: str = "label_inverse") -> tuple[int, str
     return process.returncode, out, error
 
 
-def kill_after_the_first_record(*flags: str, folder: Path, job: str = "label_inverse") -> list[Path]:
-    """SIGKILL for the job's whole process group as soon as one record is there; the records by then."""
-    process = start(*flags, folder=folder, job=job)
-    records = folder / "outputs" / job / "records"
-    deadline = time.monotonic() + TIMEOUT_S
-    try:
-        while not list(records.glob("??/*.parquet")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    return list(records.glob("??/*.parquet"))
-
-
 @dataclass(frozen=True)
 class DemoRun:
-    """The README's first command, killed half-way, and the same command again."""
+    """The README's first command, in an empty folder."""
 
     folder: Path
-    recorded_before_the_kill: dict[Path, int]  # record → when it was written, in ns
     out: str
     error: str
 
@@ -72,12 +49,10 @@ class DemoRun:
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory) -> DemoRun:
-    """No arguments, in an empty folder; SIGKILL for the whole process group as soon as one record is there."""
     folder = tmp_path_factory.mktemp("demo")
-    recorded = {path: path.stat().st_mtime_ns for path in kill_after_the_first_record(folder=folder)}
     code, out, error = run(folder=folder)
     assert code == 0, out + error
-    return DemoRun(folder, recorded, out, error)
+    return DemoRun(folder, out, error)
 
 
 @pytest.mark.slow
@@ -95,30 +70,6 @@ def test_the_demo_runs_without_arguments_and_says_that_its_labels_mean_nothing(d
 def test_ray_keeps_out_of_the_users_terminal(demo_run):
     lines = (demo_run.out + demo_run.error).splitlines()
     assert not [line for line in lines if re.search(r"(?<!--)\bray\b|raylet|warning:", line, re.IGNORECASE)]
-
-
-@pytest.mark.slow
-def test_a_killed_driver_loses_and_doubles_nothing(demo_run):
-    """The run that was killed and started again has the labels of one that was never disturbed."""
-    from pipeline.config import LabelConfig
-    from pipeline.demo import fill_in_demo
-    from pipeline.labelling import prepare
-
-    before = demo_run.recorded_before_the_kill
-    assert 1 <= len(before) < 5, "the run was to be interrupted half-way"
-    assert f"({len(before)} were there already)" in demo_run.out
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished work was done again"
-
-    config = replace(LabelConfig(), output_dir=str(demo_run.folder / "undisturbed"))
-    _, undisturbed = run_without_ray(prepare(fill_in_demo(config, demo_run.folder / "outputs" / "demo")))
-    labels = pq.read_table(demo_run.output_dir / "labels")
-    for column in ("episode_index", "frame_index", "timestamp", "task", "action_valid"):
-        assert labels[column].to_pylist() == undisturbed[column].to_pylist()
-    ours, theirs = (
-        np.array(table.filter(table["action_valid"])["action_normalized"].to_pylist())
-        for table in (labels, undisturbed)
-    )
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_mistyped_flag_is_answered_with_the_closest_one(tmp_path):

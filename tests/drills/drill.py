@@ -72,8 +72,13 @@ class Drill:
         out, error = process.communicate(timeout=PATIENCE_S)
         return process.returncode, out + error
 
+    def records(self) -> dict[str, int]:
+        """Key → when its record was written, in ns."""
+        paths = (Path(self.output_dir) / "records").glob("??/*.parquet")
+        return {path.stem: path.stat().st_mtime_ns for path in paths}
+
     def num_records(self) -> int:
-        return len(list((Path(self.output_dir) / "records").glob("??/*.parquet")))
+        return len(self.records())
 
     def summary(self) -> dict:
         return json.loads((Path(self.output_dir) / "summary.json").read_text())
