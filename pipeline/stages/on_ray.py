@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,7 +44,8 @@ from pipeline.stages.fit import RECORD_CPUS, Fit, fit_to_machine
 from pipeline.stages.metrics import StageMetrics
 from pipeline.stages.register import Attendance, Register
 from pipeline.stages.stage import Road, Row
-from pipeline.stages.ward import Death, Ward
+from pipeline.stages.ward import Death
+from pipeline.stages.wards import Wards
 from pipeline.stages.watched import watched
 from pipeline.stopping import Stop
 
@@ -282,48 +284,43 @@ def _alone(
     """What did not come back in company, one at a time in each ward, so that nobody dies of another's segment."""
     waiting = list(reversed(segments))
     metrics = StageMetrics(errand.road.record[0].name, errand.recipe.run_id, job_name=errand.recipe.mode)
-    at_work: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, Segment]] = {}
-    admit = ray.remote(Ward).options(
+    wards = Wards(
+        errand.road,
+        min(fit.num_engines, len(waiting)),
         num_cpus=fit.cpus_per_engine,
         num_gpus=fit.gpus_per_engine,
         resources=errand.engine_resources,
-        max_restarts=1,
     )
-    free = [admit.remote(errand.road) for _ in range(min(fit.num_engines, len(waiting)))]
-    while (waiting or at_work) and not errand.stop.is_overdue:
-        while free and waiting and not errand.stop.is_requested:
-            ward, segment = free.pop(), waiting.pop()
-            at_work[ward.treat.remote(segment.to_row())] = (ward, segment)
-        if not at_work:
+    losses: Counter[str] = Counter()
+    while (waiting or wards.are_at_work) and not errand.stop.is_overdue:
+        while wards.have_room and waiting and not errand.stop.is_requested:
+            wards.treat(waiting.pop())
+        if errand.stop.is_requested and not wards.are_at_work:
             return
-        done, _ = ray.wait(list(at_work), timeout=_TICK_S)
-        if not done:
+        answers = wards.answers(timeout_s=_TICK_S)
+        if not answers:
             yield None
-        for answer in done:
-            ward, segment = at_work.pop(answer)
-            free.append(ward)
-            status = _outcome(answer, segment, register)
-            if "death" in status:
-                metrics.quarantined(status["error_type"])
+        for segment, answer in answers:
+            if isinstance(answer, ray.exceptions.RayError):
+                # The ward itself is gone, with its node or by a hand from outside: that says nothing of the segment.
+                losses[segment.key] += 1
+                if losses[segment.key] <= MAX_TASK_RETRIES:
+                    waiting.append(segment)
+                    continue
+                answer = Death("", None, str(answer).strip())
+            if isinstance(answer, Death):
+                answer = _died(segment, answer, register)
+                metrics.quarantined(answer["error_type"])
             else:
-                metrics.observe(status["record_s"], len(segment.window_starts), status["error_type"])
-            yield status
+                metrics.observe(answer["record_s"], len(segment.window_starts), answer["error_type"])
+            yield answer
 
 
-def _outcome(answer: ray.ObjectRef, segment: Segment, register: ray.actor.ActorHandle) -> Row:
-    try:
-        outcome = ray.get(answer)
-    except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from None
-    except ray.exceptions.RayError as error:
-        # The ward itself is gone, with its node or by a hand from outside: nothing is known of the child in it.
-        outcome = Death("", None, str(error).strip())
-    if not isinstance(outcome, Death):
-        return outcome
+def _died(segment: Segment, death: Death, register: ray.actor.ActorHandle) -> Row:
     return segment.to_row() | {
         "error_type": "ProcessDied",
-        "error": f"Its process died, also when the segment ran alone: {outcome}",
-        "death": outcome,
+        "error": f"Its process died, also when the segment ran alone: {death}",
+        "death": death,
         "attempts": ray.get(register.deaths.remote(segment.key)) + 1,
     }
 

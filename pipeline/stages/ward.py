@@ -49,6 +49,10 @@ class Ward:
         self._child: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the ward
 
+    def is_there(self) -> bool:
+        """Answered as soon as this process is."""
+        return True
+
     def treat(self, row: Row) -> Row | Death:
         """The status row of a segment that lived, or how its process died.
 
