@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ActionFileError
-from pipeline.storage import write_atomically
+from pipeline.storage import open_path, read_bytes, write_atomically
 
 _FORMATS = '{"shape": [T, D], "dtype": "float32", "data": [[…], …]} or {"action_chunks": [[[…], …], …]}'
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -29,7 +29,7 @@ def read_action_file(path: str | Path, *, raw_action_dim: int) -> np.ndarray:
     format, when its `shape` contradicts its `data`, and for rows that are none: of unlike widths, of another width than
     `raw_action_dim`, with anything in them but finite numbers of float32's range.
     """
-    path = Path(path)
+    path = open_path(path)
     rows = list(_rows(path, _read_object(path)))
     _check_widths(path, rows, raw_action_dim)
     with np.errstate(over="ignore"):  # beyond float32's range is infinite, which is refused below
@@ -66,7 +66,7 @@ _Row = list[tuple[str, Any]]
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path))
     except OSError as error:
         raise ActionFileError(f"{path}: cannot read the action file ({error}). Check its path.") from error
     except (ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
 from pipeline.action_files import read_action_file
 from pipeline.actions import recorded_actions, rot6d_orthonormality_error
@@ -23,6 +24,7 @@ from pipeline.embodiments import Embodiment
 from pipeline.errors import ActionFileError, ConfigError, DatasetError, EpisodeError
 from pipeline.fingerprint import digest
 from pipeline.recipe import Recipe
+from pipeline.storage import absolute, folder_names, kind, open_path, read_bytes
 
 _ACTION_KEY = "action"
 # On average over an episode. Recorded rotations are orthonormal to float32's last digits, a model's to about 0.01;
@@ -104,8 +106,10 @@ class PseudoLabels(ActionSource):
     def read(self, dataset: RobotVideoDataset, episode_index: int, timebase: Timebase) -> np.ndarray:
         expected = timebase.frame_indexes(dataset.episode(episode_index).num_frames)[:-1]
         try:
+            labels = open_path(self.folder) / "labels"
             rows = pq.read_table(
-                Path(self.folder) / "labels",
+                labels.path,
+                filesystem=labels.fs,
                 columns=["frame_index", "action", "action_valid"],
                 filters=[("episode_index", "=", episode_index)],
             )
@@ -142,7 +146,7 @@ class ActionsOfFile(ActionSource):
         return self.count
 
     def read(self, dataset: RobotVideoDataset, episode_index: int, timebase: Timebase) -> np.ndarray:
-        actions = read_action_file(Path(self.path), raw_action_dim=self.raw_action_dim)
+        actions = read_action_file(self.path, raw_action_dim=self.raw_action_dim)
         if digest(actions.tolist()) != self.content:
             raise ActionFileError(
                 f"{self.path}: expected the actions that this run was started with, found others. Start it again; on a "
@@ -160,10 +164,10 @@ def open_action_source(choice: str, dataset: RobotVideoDataset, recipe: Recipe) 
     if choice == "recorded":
         return _open_recorded(dataset, recipe)
     if choice.startswith("labels:"):
-        return _open_labels(Path(choice.removeprefix("labels:")).expanduser(), dataset, recipe)
-    path = Path(choice).expanduser().resolve()
+        return _open_labels(open_path(choice.removeprefix("labels:")), dataset, recipe)
+    path = absolute(choice)
     actions = read_action_file(path, raw_action_dim=recipe.raw_action_dim)
-    return ActionsOfFile(str(path), recipe.raw_action_dim, len(actions), digest(actions.tolist()))
+    return ActionsOfFile(path, recipe.raw_action_dim, len(actions), digest(actions.tolist()))
 
 
 def _open_recorded(dataset: RobotVideoDataset, recipe: Recipe) -> ActionSource:
@@ -195,7 +199,7 @@ def _is_absolute(recipe: Recipe) -> bool:
     return is_known_layout and not recipe.rot6d_starts
 
 
-def _open_labels(folder: Path, dataset: RobotVideoDataset, recipe: Recipe) -> ActionSource:
+def _open_labels(folder: Path | UPath, dataset: RobotVideoDataset, recipe: Recipe) -> ActionSource:
     manifest = _read_manifest(folder)
     if manifest["dataset"].get("fingerprint") != dataset.fingerprint():
         raise ConfigError(
@@ -215,18 +219,18 @@ def _open_labels(folder: Path, dataset: RobotVideoDataset, recipe: Recipe) -> Ac
             f"{folder}: either these labels or this run's actions are in the model's own scale, without units, and the "
             "others are physical. Use one --action_normalization for both."
         )
-    return PseudoLabels(str(folder.resolve()), manifest["run_id"])
+    return PseudoLabels(absolute(folder), manifest["run_id"])
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path | UPath) -> dict[str, Any]:
     path = folder / "manifest.json"
-    if not path.is_file() or not (folder / "labels").is_dir():
+    if kind(path) != "file" or kind(folder / "labels") != "folder":
         raise ConfigError(
             f"--actions labels:{folder}: expected the output folder of a label run, with manifest.json and labels/ in "
             "it. Run jobs/label_inverse.py first."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected JSON ({error}). Run jobs/label_inverse.py again.") from error
     recipe = _object(manifest, "recipe")
@@ -250,11 +254,14 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _check_same_run(folder: Path, run_id: str) -> None:
+def _check_same_run(folder: Path | UPath, run_id: str) -> None:
     """A run that was broken off has left its manifest, and the labels of the run before it."""
-    for path in sorted((folder / "labels").glob("*.parquet")):
+    labels = folder / "labels"
+    for path in (labels / name for name in folder_names(labels) if name.endswith(".parquet")):
         try:
-            theirs = dict(json.loads((pq.read_schema(path).metadata or {}).get(b"manifest", b"{}")))
+            theirs = dict(
+                json.loads((pq.read_schema(path.path, filesystem=path.fs).metadata or {}).get(b"manifest", b"{}"))
+            )
         except (pa.ArrowException, OSError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}: expected labels with their run's manifest, found a file that cannot be read as such "

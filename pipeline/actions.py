@@ -17,6 +17,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from pipeline.errors import ActionStatsError, ConfigError, DatasetError, ResultError, did_you_mean
+from pipeline.storage import open_path, read_bytes
 
 NORMALIZATIONS = ("meanstd", "minmax", "quantile", "quantile_rot", "none")
 
@@ -106,7 +107,7 @@ def load_normalizer(method: str, stats_path: str | Path | None, raw_action_dim: 
         return Normalizer(method, np.zeros(raw_action_dim), np.ones(raw_action_dim))
     if stats_path is None:
         raise ActionStatsError(f"action_normalization {method!r} needs statistics. Give their file: action_stats_path.")
-    path = Path(stats_path)
+    path = open_path(stats_path)
     fields = _read_fields(path, method)
     first, second = (_column_values(fields, name, path, raw_action_dim) for name in _FIELDS[method])
     _check_order(method, first, second, path)
@@ -141,7 +142,7 @@ def _read_fields(path: Path, method: str) -> dict[str, Any]:
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        stats = json.loads(path.read_text(encoding="utf-8"))
+        stats = json.loads(read_bytes(path))
     except OSError as error:
         raise ActionStatsError(
             f"{path}: cannot read the action statistics ({error}). Check action_stats_path."

@@ -58,7 +58,7 @@ class Evaluation:
 def prepare(config: EvaluationConfig) -> Prepared:
     """Checks everything that a wrong answer would be told too late about: baseline and thresholds, too."""
     parse_thresholds(config.fail_below)
-    baseline = None if config.baseline is None else read_baseline(Path(config.baseline))
+    baseline = None if config.baseline is None else read_baseline(config.baseline)
     dataset = open_input(config)
     if baseline is not None and _dataset_of(baseline) not in (None, dataset.fingerprint()):
         raise ConfigError(
@@ -114,7 +114,7 @@ def _score(prepared: Prepared, keys: Sequence[str], measured: _Measured) -> _Mea
     rows = read_merged(output_dir / "frames")
     metrics = score(rows, _layout(recipe), lpips_status=_lpips_status(config.lpips, recipe, rows)) | _facts(prepared)
     if config.baseline is not None:
-        metrics["comparison"] = compare(metrics, read_baseline(Path(config.baseline)))
+        metrics["comparison"] = compare(metrics, read_baseline(config.baseline))
     write_json(output_dir / "metrics.json", metrics)
     measured.metrics, measured.report = metrics, _write_report(prepared, metrics, rows, set(keys))
     return measured

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.fingerprint import digest
 from pipeline.plan import RECORD_VERSION, Plan, Segment, choose_episodes, cut_windows, max_windows, window_starts
 from pipeline.recipe import EvaluationRecipe, Recipe, RolloutRecipe
+from pipeline.storage import open_path, read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +133,10 @@ def held_out_episodes(
     return tuple(chosen)
 
 
-def read_tasks(path: Path) -> list[str]:
+def read_tasks(path: str | Path) -> list[str]:
     """Instructions, one a line; empty lines are left out. Raises ConfigError for a file without any."""
     try:
-        lines = [line.strip() for line in path.expanduser().read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_bytes(open_path(path)).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--tasks_path: expected a text file of instructions, one a line ({error}).") from error
     tasks = list(dict.fromkeys(line for line in lines if line))

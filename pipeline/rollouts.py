@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.action_sources import ActionSource, open_action_source
 from pipeline.config import PolicyConfig, RolloutConfig
@@ -37,7 +36,7 @@ def prepare_forward(config: RolloutConfig) -> Prepared:
 def prepare_policy(config: PolicyConfig) -> Prepared:
     """What the model would do, and what would follow. Raises a typed error for whatever does not fit."""
     dataset = open_input(config)
-    tasks = read_tasks(Path(config.tasks_path)) if config.tasks_path is not None else [config.task][: bool(config.task)]
+    tasks = read_tasks(config.tasks_path) if config.tasks_path is not None else [config.task][: bool(config.task)]
     return prepare_run(
         config,
         dataset,

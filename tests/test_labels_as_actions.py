@@ -15,8 +15,9 @@ import pytest
 from pipeline.action_sources import open_action_source
 from pipeline.config import DatasetConfig, RolloutConfig
 from pipeline.datasets import RobotVideoDataset, open_dataset
-from pipeline.errors import ConfigError, EpisodeError
+from pipeline.errors import ActionStatsError, ConfigError, EpisodeError
 from pipeline.recipe import Recipe, make_recipe
+from pipeline.rollout_plan import read_tasks
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
 from dataset_factory import make_v3
@@ -106,6 +107,29 @@ def test_labels_are_followed_as_they_were_written(plain, labelled, physical):
         actions = read(labelled, dataset, recipe_of(dataset, **physical), episode)
         assert actions.shape == (length - 1, 10)
         np.testing.assert_array_equal(actions, expected)
+
+
+def test_all_that_a_run_reads_may_lie_in_an_object_store(plain, labelled, physical, s3):
+    """Labels, statistics, action files and task lists."""
+    url = s3.upload(labelled, "followed/run")
+    s3.put("followed/stats.json", (labelled.parent / "stats.json").read_bytes())
+    s3.put("followed/actions.json", json.dumps({"data": [[0.5] * 10]}).encode())
+    s3.put("followed/tasks.txt", b"Lift.\nWave.\n")
+    dataset = open_dataset(plain)
+    here = recipe_of(dataset, **physical)
+    there = recipe_of(dataset, **physical | {"action_stats_path": "s3://followed/stats.json"})
+    assert there.run_id == here.run_id
+    assert open_action_source(f"labels:{url}", dataset, there).to_json() == (
+        open_action_source(f"labels:{labelled}", dataset, here).to_json()
+    )
+    np.testing.assert_array_equal(read(url, dataset, there, 0), read(labelled, dataset, here, 0))
+    source = open_action_source("s3://followed/actions.json", dataset, there)
+    assert source.read(dataset, 0, there.timebase).tolist() == [[0.5] * 10]
+    assert read_tasks("s3://followed/tasks.txt") == ["Lift.", "Wave."]
+    with pytest.raises(ConfigError, match=r"expected the output folder of a label run"):
+        open_action_source("labels:s3://followed/nothing", dataset, there)
+    with pytest.raises(ActionStatsError, match=r"s3://followed/none\.json: cannot read"):
+        recipe_of(dataset, action_normalization="quantile", action_stats_path="s3://followed/none.json")
 
 
 def test_labels_are_known_by_their_run_and_not_by_their_folder(plain, labelled, copied, physical):

@@ -19,6 +19,7 @@ from pipeline.evaluation.metrics_schema import METRICS_SCHEMA
 from pipeline.evaluation.rows import METRICS
 from pipeline.evaluation.scores import detectable_differences
 from pipeline.evaluation.statistics import differences_estimate, sign_flip_p_value
+from pipeline.storage import open_path, read_bytes
 
 # Shortcut of the metrics → unit.
 GATES = {
@@ -48,12 +49,12 @@ def read_baseline(path: str | Path) -> dict[str, Any]:
 
     Raises ConfigError when it cannot be read, is not JSON, has another schema, or lists no episodes to pair with.
     """
-    path = Path(path)
+    path = open_path(path)
     advice = f"Give the metrics file that an evaluation wrote (schema {METRICS_SCHEMA!r})."
     try:
-        baseline = json.loads(path.read_text(encoding="utf-8"))
+        baseline = json.loads(read_bytes(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the baseline ({error.strerror}). {advice}") from error
+        raise ConfigError(f"{path}: cannot read the baseline ({error.strerror or error}). {advice}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: a baseline must be JSON, but: {error}. {advice}") from error
     schema = baseline.get("schema") if isinstance(baseline, dict) else None
