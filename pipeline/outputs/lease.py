@@ -165,8 +165,12 @@ class Lease:
         # A renewal on its way must not land after the release.
         self._renewer.join(timeout=self._periods.dead_after_s)
         with contextlib.suppress(StorageError, OSError):
-            if not self._why_gone():
+            if self._why_gone():
+                return
+            try:
                 self._write(replace(self._state, released=True, renewed_at=_now()))
+            except (StorageError, OSError):
+                remove(_path(self.folder, self.generation))  # for which there is room on a full disk, too
 
     def _renew_on(self) -> None:
         while not self._over.wait(self._periods.renew_s):

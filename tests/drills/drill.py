@@ -25,10 +25,11 @@ from pipeline.run import Prepared
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300
-# Real DROID clips, and those in small segments: one window of five frames each.
+# Real DROID clips, and those in small segments: one window of five frames each. In fp32, which is equal bit for bit; a
+# run that joins a cluster would compute in bf16 otherwise.
 CLIPS = (
     *("--dataset.cameras", "[video]", "--dataset.timebase", "native", "--action_normalization", "none"),
-    *("--image_size", "256"),
+    *("--image_size", "256", "--engine.dtype", "float32"),
 )
 _SMALL = (*CLIPS, "--engine.num_inference_steps", "2", "--max_segment_mib", "1", "--action_chunk_size", "4")
 SIXTY_FOUR = (*_SMALL, "--dataset.episodes", "[2, 3, 6]")

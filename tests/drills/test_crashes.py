@@ -32,8 +32,8 @@ from pipeline.labelling import label
 from pipeline.outputs.summary import Summary
 from pipeline.stages.on_ray import MAX_TASK_RETRIES
 
-# About as long as an undisturbed run takes on two cores.
-LONGEST_LIFE_S = 40
+# About as long as a run takes to start on two cores.
+START_S = 40
 
 pytestmark = pytest.mark.drill
 
@@ -138,13 +138,20 @@ def raylet_pid(node: object) -> int:
 
 
 def test_ten_drivers_in_a_row_are_killed_at_random_moments(cluster, drill, undisturbed):
+    """Every other one while it starts, the others after a few records."""
+    drill.flags = SIXTY_FOUR
     moments, left = random.Random(5), {}
-    for _ in range(10):
+    for number in range(10):
         process = drill.start(cluster.address)
-        time.sleep(moments.uniform(0, LONGEST_LIFE_S))
+        if number % 2:
+            time.sleep(moments.uniform(0, START_S))
+        else:
+            enough = len(left) + moments.randint(1, 8)
+            wait_for(lambda enough=enough: drill.num_records() >= enough, "records")
         kill(process)
         assert left.items() <= drill.records().items(), "finished work was lost, or done again"
         left = drill.records()
+    assert 5 <= len(left) < 64, "work was to be left for the last one"
     code, told = drill.run(cluster.address)
     assert code == 0, told
     assert f"({len(left)} were there already)" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,7 +25,12 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
     """The environment in which `ray` finds a head of its own, beside whatever else runs on this machine."""
     port, dashboard = _free_port(), _free_port()
     folder = tmp_path_factory.mktemp("head")
-    environment = SHELL_ENVIRONMENT | {"RAY_TMPDIR": str(folder), "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    environment = SHELL_ENVIRONMENT | {
+        "RAY_TMPDIR": str(folder),
+        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
     head = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--disable-usage-stats"),
@@ -38,7 +44,11 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
     wait_for(lambda: _answers(dashboard), "the job server")
     yield environment
     os.killpg(head.pid, signal.SIGTERM)
-    head.wait(timeout=PATIENCE_S)
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 def _answers(port: int) -> bool:
@@ -71,8 +81,6 @@ def test_a_submitted_job_tells_what_it_does_and_fails_when_a_segment_fails(
     assert "1 failed" in told
     assert damaged.name in told
     assert "Traceback" not in told
-    tolerant, told = _run([*command, "--max_failed_fraction", "0.5"], head)
-    assert tolerant == 0, told
 
 
 def _free_port() -> int:

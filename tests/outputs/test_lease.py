@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -344,6 +345,17 @@ def test_it_is_given_back_when_the_run_fails(tmp_path):
     assert read_lease(tmp_path).released
     with hold_lease(tmp_path, run_id="second") as lease:
         assert lease.taken_from is None
+
+
+def test_it_is_given_back_also_on_a_disk_that_is_full_by_now(tmp_path, monkeypatch):
+    def full(path: Path, write: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with hold_lease(tmp_path, run_id="first"):
+        monkeypatch.setattr("pipeline.outputs.lease.write_atomically", full)
+    monkeypatch.undo()
+    with hold_lease(tmp_path, run_id="second") as again:
+        assert again.taken_from is None
 
 
 def test_a_forked_child_gives_nothing_back_and_a_waiting_lease_keeps_no_process_alive(tmp_path, start):
