@@ -35,6 +35,7 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
         [
             *(RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={port}", "--disable-usage-stats"),
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            f"--dashboard-agent-listen-port={_free_port()}",  # another Ray's agent has the usual one
         ],
         env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.DEVNULL,
@@ -42,6 +43,7 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
         start_new_session=True,  # `ray stop` would end every Ray on this machine
     )
     wait_for(lambda: _answers(dashboard), "the job server")
+    wait_for(lambda: _run([RAY, "job", "submit", "--", "true"], environment)[0] == 0, "an agent that takes jobs")
     yield environment
     os.killpg(head.pid, signal.SIGTERM)
     try:
