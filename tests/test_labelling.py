@@ -61,7 +61,7 @@ def test_real_droid_episodes_are_labelled_whole_and_only_once(tiny_checkpoint, s
     assert summary.segments["recorded_earlier"] == len(prepared.missing), "nothing was left to do"
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_one_damaged_video_fails_alone_and_by_name(ray_of_this_session, tiny_checkpoint, shared_data, tmp_path):
     videos = tmp_path / "videos"
     shutil.copytree(

@@ -218,7 +218,7 @@ drive_without_ray(prepare_forward(parse_config(RolloutConfig, sys.argv[2:])))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_process_killed_amid_a_video_leaves_no_half_one_and_the_next_makes_none_twice(tiny_checkpoint, tmp_path):
     """SIGKILL while a later video is being written; Ray's own part in this is drilled with the label job."""
     root = make_v3(tmp_path / "dataset", (49,), per_file=1, codec="libx264").root

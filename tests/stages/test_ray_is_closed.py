@@ -31,7 +31,7 @@ with ray_session(RayConfig()):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_run_of_its_own_has_no_dashboard_and_refuses_strangers(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "elsewhere").mkdir()
