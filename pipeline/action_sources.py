@@ -259,9 +259,8 @@ def _check_same_run(folder: Path | UPath, run_id: str) -> None:
     labels = folder / "labels"
     for path in (labels / name for name in folder_names(labels) if name.endswith(".parquet")):
         try:
-            theirs = dict(
-                json.loads((pq.read_schema(path.path, filesystem=path.fs).metadata or {}).get(b"manifest", b"{}"))
-            )
+            metadata = pq.read_schema(path.path, filesystem=path.fs).metadata or {}
+            theirs = dict(json.loads(metadata.get(b"manifest", b"{}")))
         except (pa.ArrowException, OSError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}: expected labels with their run's manifest, found a file that cannot be read as such "

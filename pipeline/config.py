@@ -206,6 +206,13 @@ class LabelConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelEvaluationConfig(LabelConfig):
+    """How right labels are where actions were recorded: `jobs/evaluate_labels.py`."""
+
+    output_dir: str = _road("outputs/evaluate_labels")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig(RunConfig):
     """Rollout videos from a first frame and actions: `jobs/rollout_forward.py`."""
 
@@ -272,6 +279,8 @@ class EvaluationConfig(RunConfig):
     gallery_episodes: int = _label(24)
     # Frames of one segment, the unit of work, in memory. It decides which windows share a record, so it is in its key.
     max_segment_mib: int = _label(64)
+    # A JSON file of where objects are and which the instruction names: the policy is measured, too.
+    scenes_path: str | None = _road(None)
     # metrics.json of another checkpoint on the same episodes, to compare with.
     baseline: str | None = _road(None)
     # Scores that must be reached, such as "[psnr=20, obedience=1]"; the exit code says whether they were.

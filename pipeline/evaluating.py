@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipeline.action_sources import ActionSource, open_action_source
 from pipeline.config import EvaluationConfig, all_settings
 from pipeline.errors import ConfigError
-from pipeline.evaluation.agreement import ActionLayout
 from pipeline.evaluation.comparison import compare, failed_thresholds, parse_thresholds, read_baseline
+from pipeline.evaluation.figures import render_world_model_scores
 from pipeline.evaluation.gallery import PANELS, gallery_path
 from pipeline.evaluation.report import GalleryItem, write_report
 from pipeline.evaluation.rows import evaluation_schema
@@ -25,6 +25,7 @@ from pipeline.outputs.summary import Summary
 from pipeline.recipe import EvaluationRecipe, make_recipe
 from pipeline.rollout_plan import EvaluationSegment, held_out_episodes, plan_evaluation
 from pipeline.run import Prepared, Show, drive, input_root, open_input, output_root, prepare_run
+from pipeline.scoring import action_layout
 from pipeline.stages.stage import Road
 
 # Part of every key: raise it when what is measured changes.
@@ -51,7 +52,7 @@ class Evaluation:
 
     def render(self) -> str:
         """Summary and verdict for a terminal."""
-        verdict = [f"\n{self.metrics['verdict']}"] if self.metrics else []
+        verdict = ["", render_world_model_scores(self.metrics), "", self.metrics["verdict"]] if self.metrics else []
         return "\n".join([self.summary.render(), *verdict, *(f"BELOW      {line}" for line in self.failed_thresholds)])
 
 
@@ -112,7 +113,8 @@ def _score(prepared: Prepared, keys: Sequence[str], measured: _Measured) -> _Mea
     if not keys:
         return measured
     rows = read_merged(output_dir / "frames")
-    metrics = score(rows, _layout(recipe), lpips_status=_lpips_status(config.lpips, recipe, rows)) | _facts(prepared)
+    scores = score(rows, action_layout(recipe), lpips_status=_lpips_status(config.lpips, recipe, rows))
+    metrics = scores | _facts(prepared)
     if config.baseline is not None:
         metrics["comparison"] = compare(metrics, read_baseline(config.baseline))
     write_json(output_dir / "metrics.json", metrics)
@@ -190,12 +192,6 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _layout(recipe: EvaluationRecipe) -> ActionLayout:
-    """What the action's columns mean; of a width of the user's own nothing is known."""
-    is_known = recipe.raw_action_dim == recipe.embodiment.raw_action_dim
-    return ActionLayout(recipe.action_names, recipe.rot6d_starts, recipe.embodiment.gripper_columns if is_known else ())
-
-
 def _write_report(prepared: Prepared, metrics: dict[str, Any], rows: pa.Table, recorded: set[str]) -> Path:
     shown = [segment for segment in prepared.plan.segments if segment.in_gallery and segment.key in recorded]
     return write_report(
@@ -213,7 +209,7 @@ def _gallery_item(
     prepared: Prepared, segment: EvaluationSegment, metrics: Mapping[str, Any], rows: pa.Table
 ) -> GalleryItem:
     """What the report shows under one episode's videos: those of its first segment, sample 0."""
-    recipe, layout = prepared.recipe, _layout(prepared.recipe)
+    recipe, layout = prepared.recipe, action_layout(prepared.recipe)
     indexes = np.arange(segment.label_stop + 1) * recipe.timebase.stride
     episode = next(entry for entry in metrics["per_episode"] if entry["episode_index"] == segment.episode_index)
     frames = rows.filter(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.config import LabelConfig
+from pipeline.outputs.checks import LabelChecks
 from pipeline.outputs.labels import merge_labels
 from pipeline.outputs.summary import Summary
 from pipeline.plan import make_plan
@@ -27,8 +30,13 @@ def prepare(config: LabelConfig) -> Prepared:
 
 def label(prepared: Prepared, show: Show | None = None) -> Summary:
     """Infers what has no record yet, merges all records of the plan, and accounts for every segment."""
-    folder, recipe = prepared.output_dir / "labels", prepared.recipe
-    return drive(prepared, lambda keys: merge_labels(prepared.store, keys, recipe, folder, prepared.manifest), show)
+    return drive(prepared, lambda keys: merge_recorded(prepared, keys), show)
+
+
+def merge_recorded(prepared: Prepared, keys: Sequence[str]) -> LabelChecks:
+    """The labels of these records in the output folder's `labels`, in place of what is there."""
+    folder = prepared.output_dir / "labels"
+    return merge_labels(prepared.store, keys, prepared.recipe, folder, prepared.manifest)
 
 
 def _road(config: LabelConfig, recipe: Recipe) -> Road:

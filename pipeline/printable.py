@@ -6,6 +6,7 @@ Ground floor: imports nothing of this project.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 # Control and format characters (among them what turns the direction of text), lone surrogates (what a file name that
 # is not UTF-8 decodes to; printing one fails), private and unassigned characters, line and paragraph separators.
@@ -21,6 +22,12 @@ def printable(text: object) -> str:
 def printable_lines(text: object) -> str:
     """The same for a text of ours that has several lines: its line ends stay."""
     return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
+def listed(indexes: Sequence[int], limit: int = 5) -> str:
+    """The first few of them, and how many more there are."""
+    shown = ", ".join(map(str, indexes[:limit]))
+    return f"{shown} and {len(indexes) - limit} more" if len(indexes) > limit else shown
 
 
 def error_line(error: Exception) -> str:

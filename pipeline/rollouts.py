@@ -55,10 +55,11 @@ def prepare_policy(config: PolicyConfig) -> Prepared:
 
 def roll_out(prepared: Prepared, show: Show | None = None) -> Summary:
     """Draws what has no record yet, merges all records of the plan, and accounts for every segment."""
-    return drive(prepared, lambda keys: _merge(prepared, keys), show)
+    return drive(prepared, lambda keys: merge_rollouts(prepared, keys), show)
 
 
-def _merge(prepared: Prepared, keys: Sequence[str]) -> RolloutChecks:
+def merge_rollouts(prepared: Prepared, keys: Sequence[str]) -> RolloutChecks:
+    """All records of the plan in `rollouts/`, and as a dataset where that is asked for."""
     checks = RolloutChecks(prepared.recipe)
     merge_records(
         prepared.store,

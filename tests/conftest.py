@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ import torch  # before decord, whose libraries make torch's convolutions crash w
 
 if TYPE_CHECKING:
     from s3_server import S3Server
+
+    from pipeline.demo.choreography import Recording
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # a core each
@@ -37,11 +40,27 @@ def _needs_ray(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A random checkpoint in the public layout, written once for the whole session."""
+def write_tiny() -> Callable[..., Path]:
+    """`write_tiny_checkpoint` with half the VAE's width: its decoder is most of what an engine does in tests."""
     from pipeline.demo.checkpoint import write_tiny_checkpoint
 
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    return functools.partial(write_tiny_checkpoint, vae_base_dim=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(write_tiny, tmp_path_factory) -> Path:
+    """A random checkpoint in the public layout, written once for the whole session."""
+    return write_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def held_out_world(tmp_path_factory) -> tuple[Path, list[Recording]]:
+    """Three held-out episodes of the demo's world: the dataset, and what was played in them."""
+    from pipeline.demo.dataset import write_world_dataset
+    from pipeline.demo.world import play_world
+
+    root = write_world_dataset(tmp_path_factory.mktemp("world") / "dataset", seed=4, num_episodes=3, held_out=True)
+    return root, play_world(4, 3, held_out=True)
 
 
 @pytest.fixture(scope="session")

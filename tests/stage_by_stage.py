@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def drive_without_ray(prepared: Prepared, *, batch_size: int = 8) -> list[dict[s
             row = stage(row)
         statuses.append(row)
     return statuses
+
+
+def finish_without_ray[PreparedT: Prepared, ResultT](
+    prepare: Callable[[], PreparedT], finish: Callable[[PreparedT], ResultT]
+) -> ResultT:
+    """All segments in this process, none of which may fail; then what a run does when nothing is left."""
+    for status in drive_without_ray(prepare()):
+        assert not status["error"], status["error"]
+    prepared = prepare()
+    assert not prepared.missing
+    return finish(prepared)
 
 
 def run_without_ray(prepared: Prepared, *, batch_size: int = 8) -> tuple[list[dict[str, Any]], pa.Table]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from recorded_columns import droid_states, record
-from stage_by_stage import drive_without_ray
+from stage_by_stage import drive_without_ray, finish_without_ray
 
 from pipeline.config import DatasetConfig, EngineConfig, EvaluationConfig
 from pipeline.errors import ConfigError, DatasetError
@@ -21,7 +21,7 @@ from pipeline.evaluation.metrics_schema import METRICS_SCHEMA, RUN_KEYS, SCHEMA
 from pipeline.outputs.videos import read_clips
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
-from dataset_factory import make_v3
+from dataset_factory import make_recorded_v3, make_v3
 
 LENGTHS = (10, 6, 7)
 CHUNK = 4
@@ -29,9 +29,7 @@ CHUNK = 4
 
 @pytest.fixture(scope="module")
 def dataset_root(tmp_path_factory) -> Path:
-    root = make_v3(tmp_path_factory.mktemp("held_out") / "dataset", LENGTHS, per_file=3, codec="libx264").root
-    record(root, droid_states(sum(LENGTHS)))
-    return root
+    return make_recorded_v3(tmp_path_factory.mktemp("held_out") / "dataset", LENGTHS)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +46,7 @@ def base(dataset_root, tiny_checkpoint) -> EvaluationConfig:
 
 
 def finish(config: EvaluationConfig) -> Evaluation:
-    """All segments in this process, then what a run does when nothing is left."""
-    for status in drive_without_ray(prepare(config)):
-        assert not status["error"], status["error"]
-    prepared = prepare(config)
-    assert not prepared.missing
-    return evaluate(prepared)
+    return finish_without_ray(lambda: prepare(config), evaluate)
 
 
 @pytest.fixture(scope="module")

@@ -16,22 +16,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 900
 
 
-def start(*flags: str, folder: Path, job: str = "label_inverse") -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *flags],
+def run(*flags: str, folder: Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / "label_inverse.py"), *flags],
         cwd=folder,
         env=SHELL_ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        start_new_session=True,
+        timeout=TIMEOUT_S,
     )
-
-
-def run(*flags: str, folder: Path, job: str = "label_inverse") -> tuple[int, str, str]:
-    process = start(*flags, folder=folder, job=job)
-    out, error = process.communicate(timeout=TIMEOUT_S)
-    return process.returncode, out, error
+    return done.returncode, done.stdout, done.stderr
 
 
 @dataclass(frozen=True)

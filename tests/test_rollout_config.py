@@ -87,6 +87,7 @@ def test_the_jobs_own_settings_are_on_these_sides():
         "lpips": True,
         "gallery_episodes": True,
         "max_segment_mib": True,
+        "scenes_path": False,
         "baseline": False,
         "fail_below": False,
     }

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from recorded_columns import droid_states, record
 from shell_environment import SHELL_ENVIRONMENT
 from stage_by_stage import drive_without_ray
 
@@ -28,7 +27,7 @@ from pipeline.rollouts import prepare_forward, prepare_policy, roll_out
 from pipeline.run import Prepared
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
-from dataset_factory import make_v3
+from dataset_factory import make_recorded_v3
 
 
 def flags_for(root: Path, checkpoint: Path, output_dir: Path, *more: str) -> list[str]:
@@ -221,8 +220,7 @@ drive_without_ray(prepare_forward(parse_config(RolloutConfig, sys.argv[2:])))
 @pytest.mark.drill
 def test_a_process_killed_amid_a_video_leaves_no_half_one_and_the_next_makes_none_twice(tiny_checkpoint, tmp_path):
     """SIGKILL while a later video is being written; Ray's own part in this is drilled with the label job."""
-    root = make_v3(tmp_path / "dataset", (49,), per_file=1, codec="libx264").root
-    record(root, droid_states(49))
+    root = make_recorded_v3(tmp_path / "dataset", (49,))
     flags = flags_for(root, tiny_checkpoint, tmp_path, "--dataset.cameras", "[observation.images.front]")
     flags += ["--action_normalization", "none", "--num_samples", "3", "--lerobot_dataset", "false"]
     process = subprocess.Popen(

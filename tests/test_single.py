@@ -386,7 +386,7 @@ def test_where_files_go(request_for, tmp_path):
 def test_an_answer_that_is_not_finite_is_not_written(request_for, tmp_path, part):
     prepared = prepare(request_for())
     broken = load_engine(prepared)
-    bias = broken.vae._model.post_quant_conv.bias if part == "video" else broken.transformer.action_proj_out.fc.weight
+    bias = broken.vae.model.post_quant_conv.bias if part == "video" else broken.transformer.action_proj_out.fc.weight
     with torch.no_grad():
         bias.fill_(float("nan"))
     with pytest.raises(ResultError, match="not finite"):

@@ -108,6 +108,23 @@ def test_evaluation_looks_at_results_and_not_at_how_they_were_made():
     assert list(found) == ["pipeline/evaluation/frames.py"], "scores can be computed again where there is no torch"
 
 
+def test_nothing_depends_on_training():
+    """But the demo, which fills in what a training is given."""
+    others = [path for path in SOURCES if not inside(module_name(path), "pipeline.training", "jobs.train_demo")]
+    assert list(offenders(others, "pipeline.training")) == ["pipeline/demo/__init__.py"]
+    assert offenders(files_of("pipeline.training"), "ray", "lerobot", "pipeline.outputs", "pipeline.demo") == {}
+
+
+def test_the_demo_s_world_knows_no_files_and_no_model():
+    names = ("choreography", "objects", "scripted", "tabletop", "world")
+    paths = files_of(*(f"pipeline.demo.{name}" for name in names))
+    world = tuple(f"pipeline.demo.{name}" for name in names)
+    allowed = (*world, "pipeline.actions", "pipeline.embodiments")
+    found = {path.name: strangers(path, *allowed) for path in paths}
+    assert not any(found.values()), found
+    assert offenders(paths, "torch", "ray", "lerobot", "datasets", "pyarrow") == {}
+
+
 def test_a_single_request_needs_no_cluster():
     assert offenders(files_of("pipeline.single", "pipeline.single_request"), "ray", "pipeline.stages") == {}
     assert offenders([ROOT / "jobs" / "infer_once.py"], "ray", "pipeline.stages", "pipeline.run") == {}

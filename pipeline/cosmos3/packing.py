@@ -42,7 +42,7 @@ class _Layout:
 
 
 class PackedBatch:
-    """A batch that shares one timestep. Everything that does not change over the steps is computed here, once."""
+    """Samples whose tokens are one sequence after the other. What does not change over the steps is computed here."""
 
     def __init__(self, model: Cosmos3Transformer, samples: Sequence[Sample]) -> None:
         self._model, self.samples = model, list(samples)
@@ -54,19 +54,44 @@ class PackedBatch:
         self._pack_sequences(passes, video_rows, action_rows)
         self._index_reads(guided, video_rows, action_rows)
 
+    @property
+    def moves(self) -> torch.Tensor:
+        """Which of the state's values mean anything, as a flat mask: not an odd grid's padding, nor unused columns."""
+        return self._moves
+
+    @property
+    def is_video_value(self) -> torch.Tensor:
+        """Which of the state's values are video; the others are action."""
+        rows = torch.arange(len(self._sample_of_state_row), device=self._model.device)
+        return self._per_value(rows < self._num_video_rows)
+
     def initial_state(self) -> torch.Tensor:
         """The noisy part of all samples as one flat fp32 vector."""
-        video = [layout.patches_NP[layout.noisy_tokens[: layout.num_noisy_video]] for layout in self._layouts]
-        action = [sample.action_RA[list(sample.request.conditioning.noisy_rows)] for sample in self.samples]
-        return torch.cat([part.flatten() for part in (*video, *action)])
+        return self._gather(
+            [layout.patches_NP for layout in self._layouts], [sample.action_RA for sample in self.samples]
+        )
+
+    def state_of(self, values: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """What stands in the places of the noisy part, of any (video [C, t, h, w], action [chunk, A]) per sample."""
+        patch_size = self._model.config.latent_patch_size
+        return self._gather([_patchify(video, patch_size) for video, _ in values], [action for _, action in values])
+
+    def sample_of_value(self) -> torch.Tensor:
+        """Which sample each of the state's values belongs to."""
+        return self._per_value(self._sample_of_state_row)
 
     def velocity(self, state: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """One pass of the model over the whole batch: flat state -> flat fp32 velocity, guidance applied."""
+        """One pass of the model over the whole batch: flat state -> flat fp32 velocity, guidance applied.
+
+        `timestep` in 0..1000 is one for all, as in sampling, or one per sample, as in training.
+        """
         model = self._model
         video_MP, action_MA = self._split(state)
         embedded = torch.cat((model.embed_video(video_MP), model.embed_action(action_MA, self._state_domains)))
         tokens_ND = self._clean_tokens_ND.clone()
-        tokens_ND[self._packed.read_rows_M] = (embedded + model.embed_timestep(timestep))[self._state_row_of_read]
+        steps = model.embed_timestep(timestep)
+        steps = steps[self._sample_of_state_row] if timestep.ndim else steps
+        tokens_ND[self._packed.read_rows_M] = (embedded + steps)[self._state_row_of_read]
         hidden = model(tokens_ND, self._packed)
         velocity = self._heads(hidden[self._conditional_reads])
         if self._guided_rows.numel():
@@ -93,6 +118,18 @@ class PackedBatch:
             results.append((self._unpatchify(patches, sample), action[:, : sample.request.raw_action_dim]))
         return results
 
+    def _gather(self, patches: Sequence[torch.Tensor], actions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The noisy rows of every sample's patches [N, P] and then of its actions [chunk, A], flat."""
+        video = [
+            patches_NP[layout.noisy_tokens[: layout.num_noisy_video]]
+            for layout, patches_NP in zip(self._layouts, patches, strict=True)
+        ]
+        action = [
+            action_RA[list(sample.request.conditioning.noisy_rows)]
+            for sample, action_RA in zip(self.samples, actions, strict=True)
+        ]
+        return torch.cat([part.flatten() for part in (*video, *action)])
+
     def _place_state(self) -> tuple[list[range], list[range]]:
         """Gives every sample its rows in the state, and notes which of the state's values may move."""
         config, device = self._model.config, self._model.device
@@ -106,6 +143,8 @@ class PackedBatch:
             for sample, count in zip(self.samples, action_counts, strict=True)
         ]
         self._moves = torch.cat(moves)
+        counts = torch.tensor([*video_counts, *action_counts], device=device)
+        self._sample_of_state_row = torch.arange(len(self.samples), device=device).repeat(2).repeat_interleave(counts)
         video_rows = _consecutive(video_counts, start=0)
         action_rows = _consecutive(action_counts, start=self._num_video_rows)
         domains = [sample.request.domain_id for sample in self.samples for _ in range(len(sample.action_RA))]

@@ -191,8 +191,8 @@ class TimestepEmbedder(nn.Module):
     def forward(self, scaled_timestep: torch.Tensor) -> torch.Tensor:
         half = _TIMESTEP_CHANNELS // 2
         steps = torch.arange(half, dtype=torch.float32, device=self.linear_1.weight.device)
-        angles = scaled_timestep.float() * torch.exp(-math.log(10000) * steps / half)
-        return self.linear_2(F.silu(self.linear_1(torch.cat((angles.cos(), angles.sin())))))
+        angles = scaled_timestep.float()[..., None] * torch.exp(-math.log(10000) * steps / half)
+        return self.linear_2(F.silu(self.linear_1(torch.cat((angles.cos(), angles.sin()), dim=-1))))
 
 
 class Cosmos3Transformer(nn.Module):
@@ -260,7 +260,7 @@ class Cosmos3Transformer(nn.Module):
         return self.action_proj_in(rows_NA.to(self.dtype), rows_by_domain) + self.action_modality_embed
 
     def embed_timestep(self, timestep: torch.Tensor) -> torch.Tensor:
-        """[D] for an integer timestep in 0..1000: added to noisy tokens only."""
+        """[..., D] for timesteps in 0..1000 of any shape: added to noisy tokens only."""
         return self.time_embedder(timestep * self.config.timestep_scale).to(self.dtype)
 
     def forward(self, tokens_ND: torch.Tensor, packed: PackedSequences) -> torch.Tensor:

@@ -54,7 +54,7 @@ def _episode_table(file: pq.ParquetFile, episode_index: int, keys: Sequence[str]
     num_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
     if num_rows > _MAX_ROWS:
         raise pa.ArrowInvalid(f"{num_rows} rows to read for one episode, more than {_MAX_ROWS}")
-    table = file.read_row_groups(groups, columns=columns)
+    table = file.read_row_groups(groups, columns=columns, use_threads=False)
     if _EPISODE not in recorded:
         return table
     return table.filter(pc.equal(table[_EPISODE], episode_index))

@@ -139,7 +139,7 @@ def _read_file(path: Path | UPath, size: int, cameras: Sequence[str]) -> pa.Tabl
             columns = _wanted(path, file.schema_arrow.names, cameras)
             if file.metadata.num_rows > _MAX_EPISODES:
                 raise pa.ArrowInvalid(f"{file.metadata.num_rows} episodes, more than {_MAX_EPISODES}")
-            return file.read(columns=columns).select(columns)
+            return file.read(columns=columns, use_threads=False).select(columns)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: expected a Parquet file, found {error}; fetch it again") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_VOCAB_SIZE = 1024
 # The grid that released checkpoints ship: Karras numbers in a flow schedule.
 _SCHEDULER = {
     "use_karras_sigmas": True,
@@ -35,54 +35,72 @@ _SCHEDULER = {
     "final_sigmas_type": "zero",
 }
 
+_TRANSFORMER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_embodiment_domains": 32,
+}
+
 
 def write_tiny_checkpoint(
     folder: Path,
     *,
     seed: int = 0,
-    hidden_size: int = 64,
-    intermediate_size: int = 128,
-    num_hidden_layers: int = 3,
-    head_dim: int = 32,
-    num_attention_heads: int = 4,
-    num_key_value_heads: int = 2,
     vae_base_dim: int = 8,
+    latent_channels: int = 48,
+    vocab_size: int = 1024,
+    corpus: Sequence[str] = (),
+    learns: bool = False,
     max_shard_size: str = "10GB",
+    **transformer: int,
 ) -> Path:
     """Writes the checkpoint to `folder` and returns it; every parameter is random, norms and biases too.
 
+    `transformer` overrides what the transformer's config says of its size. The tokenizer's vocabulary comes from the
+    captions' own words and from `corpus`. One that `learns` has a VAE as torch initialises it, for a random one that
+    keeps its scale does not learn to draw, and a transformer whose layers add little at first.
     The folder appears at once, complete; one that is already there is left alone.
     """
     if (folder / "model_index.json").is_file():
         return folder
     # A demo that is there already does not wait for this import.
-    from diffusers import AutoencoderKLWan, Cosmos3OmniTransformer, UniPCMultistepScheduler
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     generator = torch.Generator().manual_seed(seed)
-    half = head_dim // 2
-    rows = columns = half // 4
-    transformer = Cosmos3OmniTransformer(
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_hidden_layers,
-        head_dim=head_dim,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_key_value_heads,
-        rope_axes_dim=[half - rows - columns, rows, columns],
-        vocab_size=_VOCAB_SIZE,
-        action_gen=True,
-        action_dim=64,
-    )
-    _randomise(transformer, generator).save_pretrained(partial / "transformer", max_shard_size=max_shard_size)
-    vae = AutoencoderKLWan(**_vae_settings(vae_base_dim))
-    _randomise(vae, generator).save_pretrained(partial / "vae")
+    sizes = _TRANSFORMER | transformer | {"latent_channel": latent_channels, "vocab_size": vocab_size}
+    model = _randomise(_build_transformer(sizes), generator)
+    if learns:
+        _calm(model, sizes["num_hidden_layers"])
+    model.save_pretrained(partial / "transformer", max_shard_size=max_shard_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = AutoencoderKLWan(**_vae_settings(vae_base_dim, latent_channels))
+    (vae if learns else _randomise(vae, generator)).save_pretrained(partial / "vae")
     UniPCMultistepScheduler(**_SCHEDULER).save_pretrained(partial / "scheduler")
-    _write_tokenizer(partial / "text_tokenizer")
+    _write_tokenizer(partial / "text_tokenizer", vocab_size, [*_corpus(), *corpus])
     _write_json(partial / "model_index.json", _model_index())
     shutil.rmtree(folder, ignore_errors=True)
     return partial.rename(folder)
+
+
+def _build_transformer(sizes: Mapping[str, int]) -> torch.nn.Module:
+    from diffusers import Cosmos3OmniTransformer
+
+    half = sizes["head_dim"] // 2
+    rows = columns = half // 4
+    return Cosmos3OmniTransformer(
+        **sizes,
+        rope_axes_dim=[half - rows - columns, rows, columns],
+        patch_latent_dim=4 * sizes["latent_channel"],
+        action_gen=True,
+        action_dim=64,
+    )
 
 
 def _randomise(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
@@ -102,9 +120,20 @@ def _randomise(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.M
     return model.eval()
 
 
-def _vae_settings(base_dim: int) -> dict[str, Any]:
-    """The Wan 2.2 VAE's shape (4x16x16, 48 channels) with few channels inside."""
-    z_dim = 48
+def _calm(transformer: torch.nn.Module, num_layers: int) -> None:
+    """Neutral norms and biases, and residual branches that together have the scale of one (GPT-2's rule)."""
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+            elif parameter.ndim < 2 or name.endswith("bias.weight"):
+                parameter.zero_()
+            elif any(part in name for part in ("to_out", "to_add_out", "down_proj")):
+                parameter.mul_((2 * num_layers) ** -0.5)
+
+
+def _vae_settings(base_dim: int, z_dim: int) -> dict[str, Any]:
+    """The Wan 2.2 VAE's shape (4x16x16; 48 latent channels) with few channels inside."""
     return {
         "base_dim": base_dim,
         "decoder_base_dim": base_dim,
@@ -123,17 +152,17 @@ def _vae_settings(base_dim: int) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, vocab_size: int, corpus: Sequence[str]) -> None:
     """A byte-level BPE, trained on the words that captions are made of."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCAB_SIZE - len(_SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(_SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))

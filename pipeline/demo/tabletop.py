@@ -1,12 +1,17 @@
 """The demo's renderer: an arm over a table as three pinhole cameras see it. May import `embodiments`; does no I/O.
 
 World frame: the robot's base, x forward, y left, z up, metres. The hand's frame is DROID's (panda_link8): z is the
-approach axis, the fingers open along y. Shapes: P points of a polygon, 44 one transform.
+approach axis, the fingers open along y. Whatever is rigid is a *part*: its faces are built once, in its own frame, and
+a picture is drawn from one pose per part. Shapes: N points, F faces, P points of one face, 44 one transform.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,16 +27,16 @@ Rgb = tuple[int, int, int]
 DEMO_HEIGHT_PX, DEMO_WIDTH_PX = 96, 160
 DEMO_CAMERA_KEYS = tuple(f"observation.images.{view}" for view in ("wrist_left", "exterior_1_left", "exterior_2_left"))
 
-CUBE_EDGE_M, DISC_RADIUS_M, DISC_HEIGHT_M = 0.045, 0.045, 0.014
 TIP_M = 0.145  # from the hand's origin to where the fingertips grasp, along z
 MAX_OPENING_M = 0.085
 
-_SUPERSAMPLING = 3
-_CANVAS_PX = (DEMO_WIDTH_PX * _SUPERSAMPLING, DEMO_HEIGHT_PX * _SUPERSAMPLING)
-_TO_LIGHT = np.array([0.25, -0.35, 0.9]) / np.linalg.norm([0.25, -0.35, 0.9])
+SUPERSAMPLING = 3  # pixels are drawn so many times as large, and then averaged
+_CANVAS_PX = (DEMO_WIDTH_PX * SUPERSAMPLING, DEMO_HEIGHT_PX * SUPERSAMPLING)
 _TABLE_X_M, _TABLE_Y_M = (-0.16, 0.84), (-0.5, 0.5)
-_RED, _BLUE, _WHITE, _GREY, _BLACK = (208, 50, 42), (46, 100, 200), (234, 234, 230), (124, 130, 140), (54, 56, 62)
-_WOOD, _WALL, _FLOOR = (186, 148, 106), (208, 216, 222), (118, 122, 128)
+_TILES = (8, 16)  # along x and y
+_WHITE, _GREY, _BLACK = (234, 234, 230), (124, 130, 140), (54, 56, 62)
+_SHOULDER_M, _UPPER_M, _FORE_M, _WRIST_M = 0.28, 0.29, 0.31, 0.09
+_NEAR_M = 0.005
 
 
 def transform(xyz_m: Array, rotation: Rotation) -> Array:
@@ -40,95 +45,137 @@ def transform(xyz_m: Array, rotation: Rotation) -> Array:
     return transform
 
 
-# ---------------------------------------------------------------------------------------------------------- bodies
+@dataclass(frozen=True)
+class Look:
+    """What differs from scene to scene: colours, the light's direction (a unit vector towards it), the wood."""
+
+    wood: Rgb = (186, 148, 106)
+    wall: Rgb = (208, 216, 222)
+    floor: Rgb = (118, 122, 128)
+    to_light: tuple[float, float, float] = (0.2503, -0.3504, 0.9025)
+    wood_seed: int = 7
 
 
-class Face(NamedTuple):
-    """A flat polygon [P, 3] in the world, counter-clockwise seen from outside; its colour as the light leaves it."""
+@dataclass(frozen=True)
+class Solid:
+    """An object on the table: upright, its origin at its centre; a box, or a prism that is nearly round."""
 
-    points: Array
-    normal: Array
+    name: str  # as tasks call it: "red cube"
     colour: Rgb
+    width_m: float  # across, along the fingers' way
+    length_m: float
+    height_m: float
+    is_round: bool = False
 
 
-def _face(points_P3: Array, colour: Rgb) -> Face:
-    (ax, ay, az), (bx, by, bz) = (points_P3[1] - points_P3[0]).tolist(), (points_P3[2] - points_P3[1]).tolist()
-    normal = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])  # np.cross is slow on single vectors
-    light = 0.62 + 0.38 * (normal @ _TO_LIGHT) / np.sqrt(normal @ normal)
-    return Face(points_P3, normal, tuple(int(light * channel) for channel in colour))
+# ----------------------------------------------------------------------------------------------------------- parts
 
 
-def _prism(bottom_P3: Array, top_P3: Array, colour: Rgb) -> list[Face]:
+class _Faces(NamedTuple):
+    """Flat convex polygons, counter-clockwise seen from outside, each in the frame of its part."""
+
+    points_N3: Array
+    starts: NDArray[np.intp]  # [F + 1] where each face's points begin
+    normals_F3: Array
+    centres_F3: Array
+    colours_F3: Array
+    parts_F: NDArray[np.intp]
+
+
+def _prism(bottom_P3: Array, top_P3: Array) -> list[Array]:
     """The solid between two polygons with as many corners, the bottom one counter-clockwise seen from the top."""
-    corners = range(len(top_P3))
-    rings = [np.stack([bottom_P3[i - 1], bottom_P3[i], top_P3[i], top_P3[i - 1]]) for i in corners]
-    return [_face(ring, colour) for ring in (*rings, bottom_P3[::-1], top_P3)]
+    rings = [np.stack([bottom_P3[i - 1], bottom_P3[i], top_P3[i], top_P3[i - 1]]) for i in range(len(top_P3))]
+    return [*rings, bottom_P3[::-1], top_P3]
 
 
-def _box(pose44: Array, low_m: tuple[float, ...], high_m: tuple[float, ...], colour: Rgb) -> list[Face]:
+def _raised(points_P3: Array, z_m: float) -> Array:
+    return points_P3 + np.array([0, 0, z_m])
+
+
+def _box(low_m: Sequence[float], high_m: Sequence[float]) -> list[Array]:
     (x0, y0, z0), (x1, y1, z1) = low_m, high_m
     ring = np.array([[x0, y0, 0], [x1, y0, 0], [x1, y1, 0], [x0, y1, 0]])
-    bottom, top = ((ring + np.array([0, 0, z])) @ pose44[:3, :3].T + pose44[:3, 3] for z in (z0, z1))
-    return _prism(bottom, top, colour)
+    return _prism(_raised(ring, z0), _raised(ring, z1))
 
 
-def _rod(start_m: Array, end_m: Array, radius_m: float, colour: Rgb, *, num_sides: int = 10) -> list[Face]:
-    along = (end_m - start_m) / np.linalg.norm(end_m - start_m)
-    aside = np.cross(along, [0.0, 1.0, 0.0] if abs(along[1]) < 0.9 else [0.0, 0.0, 1.0])
-    aside /= np.linalg.norm(aside)
-    angles = 2 * np.pi * np.arange(num_sides)[:, None] / num_sides
-    ring = radius_m * (np.cos(angles) * aside + np.sin(angles) * np.cross(along, aside))
-    return _prism(start_m + ring, end_m + ring, colour)
+def _rod(length_m: float, radius_m: float, *, start_m: float = 0.0, num_sides: int = 10) -> list[Array]:
+    """Along z from `start_m`."""
+    angles = 2 * np.pi * np.arange(num_sides) / num_sides
+    ring = radius_m * np.stack([np.cos(angles), np.sin(angles), np.zeros(num_sides)], axis=1)
+    return _prism(_raised(ring, start_m), _raised(ring, start_m + length_m))
 
 
-def _arm(hand44: Array) -> list[Face]:
-    """Pedestal, upper arm and forearm, the elbow up: two links that meet the hand, whatever its pose."""
-    approach, shoulder_m, upper_m, fore_m = hand44[:3, 2], np.array([0, 0, 0.28]), 0.29, 0.31
-    wrist_m = hand44[:3, 3] - 0.09 * approach
+def _solid(solid: Solid) -> list[Array]:
+    if solid.is_round:
+        return _rod(solid.height_m, solid.width_m / 2, start_m=-solid.height_m / 2, num_sides=20)
+    half = np.array([solid.length_m, solid.width_m, solid.height_m]) / 2
+    return _box(-half, half)
+
+
+_FINGER_M = (-0.011, 0.0, 0.06), (0.011, 0.016, TIP_M + 0.008)
+_ROBOT: tuple[tuple[list[Array], Rgb], ...] = (
+    (_rod(_SHOULDER_M - 0.03, 0.07), _WHITE),
+    (_rod(_UPPER_M, 0.048), _WHITE),
+    (_rod(_FORE_M, 0.042), _WHITE),
+    (_rod(0.14, 0.058, start_m=-0.07, num_sides=14), _GREY),
+    (_rod(0.14, 0.058, start_m=-0.07, num_sides=14), _GREY),
+    (_rod(0.09, 0.046, start_m=-0.045, num_sides=14), _GREY),
+    (_rod(_WRIST_M, 0.036, start_m=-_WRIST_M), _GREY),
+    (_box((-0.022, -0.06, 0.0), (0.022, 0.06, 0.06)), _GREY),
+    (_box(*_FINGER_M), _BLACK),
+    (_box((_FINGER_M[0][0], -_FINGER_M[1][1], _FINGER_M[0][2]), (_FINGER_M[1][0], 0.0, _FINGER_M[1][2])), _BLACK),
+)
+
+
+def _robot_poses(hand44: Array, gripper_position: float) -> list[Array]:
+    """One pose for each of `_ROBOT`: two links, the elbow up, that meet the hand whatever its pose."""
+    approach, shoulder_m = hand44[:3, 2], np.array([0, 0, _SHOULDER_M])
+    wrist_m = hand44[:3, 3] - _WRIST_M * approach
     distance_m = np.linalg.norm(wrist_m - shoulder_m)
     towards = (wrist_m - shoulder_m) / distance_m
-    side = np.cross([0.0, 0.0, 1.0], towards) / np.linalg.norm(np.cross([0.0, 0.0, 1.0], towards))
-    along_m = (upper_m**2 - fore_m**2 + distance_m**2) / (2 * distance_m)
-    elbow_m = shoulder_m + towards * along_m + np.cross(towards, side) * np.sqrt(upper_m**2 - along_m**2)
-    return [
-        *_rod(np.zeros(3), shoulder_m - [0, 0, 0.03], 0.07, _WHITE),
-        *_rod(shoulder_m, elbow_m, 0.048, _WHITE),
-        *_rod(elbow_m, wrist_m, 0.042, _WHITE),
-        *_rod(shoulder_m - 0.07 * side, shoulder_m + 0.07 * side, 0.058, _GREY, num_sides=14),
-        *_rod(elbow_m - 0.07 * side, elbow_m + 0.07 * side, 0.058, _GREY, num_sides=14),
-        *_rod(wrist_m - 0.045 * side, wrist_m + 0.045 * side, 0.046, _GREY, num_sides=14),
-        *_rod(wrist_m, hand44[:3, 3], 0.036, _GREY),
-    ]
-
-
-def _hand(hand44: Array, gripper_position: float) -> list[Face]:
+    side = np.cross([0.0, 0.0, 1.0], towards)
+    side /= np.linalg.norm(side)
+    along_m = (_UPPER_M**2 - _FORE_M**2 + distance_m**2) / (2 * distance_m)
+    across_m = np.sqrt(max(_UPPER_M**2 - along_m**2, 0.0))
+    elbow_m = shoulder_m + towards * along_m + np.cross(towards, side) * across_m
     inner_m = (1 - gripper_position) * MAX_OPENING_M / 2
-    outer_m, end_m = inner_m + 0.016, TIP_M + 0.008
     return [
-        *_box(hand44, (-0.022, -0.06, 0.0), (0.022, 0.06, 0.06), _GREY),
-        *_box(hand44, (-0.011, inner_m, 0.06), (0.011, outer_m, end_m), _BLACK),
-        *_box(hand44, (-0.011, -outer_m, 0.06), (0.011, -inner_m, end_m), _BLACK),
+        np.eye(4),
+        _along(shoulder_m, elbow_m - shoulder_m, side),
+        _along(elbow_m, wrist_m - elbow_m, side),
+        *(_along(joint_m, side, towards) for joint_m in (shoulder_m, elbow_m, wrist_m)),
+        *(hand44, hand44),
+        *(hand44 @ _shifted_y(shift_m) for shift_m in (inner_m, -inner_m)),
     ]
 
 
-def _objects(cube44: Array, disc44: Array) -> list[Face]:
-    half_m, half_height_m = (CUBE_EDGE_M / 2,) * 3, np.array([0, 0, DISC_HEIGHT_M / 2])
-    centre_m = disc44[:3, 3]
-    disc = _rod(centre_m - half_height_m, centre_m + half_height_m, DISC_RADIUS_M, _BLUE, num_sides=24)
-    return [*disc, *_box(cube44, tuple(-m for m in half_m), half_m, _RED)]
+def _along(origin_m: Array, z: Array, aside: Array) -> Array:
+    """A frame at `origin_m` with this z axis; `aside` is any other direction."""
+    z = z / np.linalg.norm(z)
+    x = aside - (aside @ z) * z
+    x = x / np.linalg.norm(x)
+    pose44 = np.eye(4)
+    pose44[:3, 0], pose44[:3, 1], pose44[:3, 2], pose44[:3, 3] = x, np.cross(z, x), z, origin_m
+    return pose44
 
 
-@functools.cache
-def _table() -> list[Face]:
-    """Tiles of slightly different wood: they show motion, and none is so large that it reaches behind a camera."""
-    rng = np.random.default_rng(7)
-    corners_m = [(x, y) for x in np.linspace(*_TABLE_X_M, 9)[:-1] for y in np.linspace(*_TABLE_Y_M, 17)[:-1]]
-    square_m = np.array([[0, 0, 0], [0.125, 0, 0], [0.125, 0.0625, 0], [0, 0.0625, 0]])
-    shades = rng.uniform(0.88, 1.08, len(corners_m))
-    return [
-        _face(square_m + np.array([x, y, 0]), tuple(int(channel * shade) for channel in _WOOD))
-        for (x, y), shade in zip(corners_m, shades, strict=True)
-    ]
+def _shifted_y(shift_m: float) -> Array:
+    pose44 = np.eye(4)
+    pose44[1, 3] = shift_m
+    return pose44
+
+
+def _gather(parts: Sequence[tuple[list[Array], Rgb]]) -> _Faces:
+    faces = [(points, colour, index) for index, (polygons, colour) in enumerate(parts) for points in polygons]
+    normals = np.array([np.cross(points[1] - points[0], points[2] - points[1]) for points, _, _ in faces])
+    return _Faces(
+        points_N3=np.concatenate([points for points, _, _ in faces]),
+        starts=np.cumsum([0, *(len(points) for points, _, _ in faces)]),
+        normals_F3=normals / np.linalg.norm(normals, axis=1, keepdims=True),
+        centres_F3=np.array([points.mean(0) for points, _, _ in faces]),
+        colours_F3=np.array([colour for _, colour, _ in faces], dtype=float),
+        parts_F=np.array([index for _, _, index in faces]),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- cameras
@@ -140,6 +187,13 @@ class Camera(NamedTuple):
     pose44: Array
     field_of_view_deg: float
 
+    def project(self, points_N3: Array) -> tuple[Array, Array]:
+        """Pixels of the supersampled canvas [N, 2] and depth in metres [N]; pixels mean nothing behind the camera."""
+        points = (points_N3 - self.pose44[:3, 3]) @ self.pose44[:3, :3]
+        focal_px = _CANVAS_PX[0] / 2 / np.tan(np.deg2rad(self.field_of_view_deg) / 2)
+        depth_m = points[:, 2:]
+        return focal_px * points[:, :2] / np.maximum(depth_m, _NEAR_M) + np.divide(_CANVAS_PX, 2), depth_m[:, 0]
+
 
 def _look_at(position_m: tuple[float, ...], target_m: tuple[float, ...], field_of_view_deg: float) -> Camera:
     forward = np.subtract(target_m, position_m) / np.linalg.norm(np.subtract(target_m, position_m))
@@ -149,64 +203,105 @@ def _look_at(position_m: tuple[float, ...], target_m: tuple[float, ...], field_o
     return Camera(pose44, field_of_view_deg)
 
 
-def _cameras(hand44: Array) -> dict[str, Camera]:
-    """One camera beside the gripper that looks along it, and two that face each other across the table."""
+_MOUNT = transform(np.array([0.0, -0.08, -0.01]), Rotation.from_euler("x", -15, degrees=True))
+EXTERIOR_CAMERAS: Mapping[str, Camera] = MappingProxyType(
+    {
+        DEMO_CAMERA_KEYS[1]: _look_at((0.86, 0.66, 0.46), (0.30, 0.01, 0.18), 57.0),
+        DEMO_CAMERA_KEYS[2]: _look_at((0.86, -0.66, 0.46), (0.30, -0.01, 0.18), 57.0),
+    }
+)
+
+
+def _wrist_camera(hand44: Array) -> Camera:
+    """Beside the gripper, looking along it."""
     frame = hand44.copy()
     frame[:3, :3] = hand44[:3, :3] @ get_embodiment("droid_lerobot").frame_rotation
-    mount = transform(np.array([0.0, -0.08, -0.01]), Rotation.from_euler("x", -15, degrees=True))
-    return dict(zip(DEMO_CAMERA_KEYS, (
-        Camera(frame @ mount, 84.0),
-        _look_at((0.86, 0.66, 0.46), (0.30, 0.01, 0.18), 57.0),
-        _look_at((0.86, -0.66, 0.46), (0.30, -0.01, 0.18), 57.0),
-    ), strict=True))  # fmt: skip
+    return Camera(frame @ _MOUNT, 84.0)
 
 
-def _project(camera: Camera, points_P3: Array) -> list[tuple[float, float]]:
-    """A polygon's corners in pixels of the supersampled image; empty when it reaches behind the camera."""
-    points = (points_P3 - camera.pose44[:3, 3]) @ camera.pose44[:3, :3]
-    if points[:, 2].min() < 0.005:
-        return []
-    focal_px = _CANVAS_PX[0] / 2 / np.tan(np.deg2rad(camera.field_of_view_deg) / 2)
-    pixels = focal_px * points[:, :2] / points[:, 2:] + np.divide(_CANVAS_PX, 2)
-    return [tuple(pixel) for pixel in pixels.tolist()]
+# --------------------------------------------------------------------------------------------------------- pictures
 
 
-def _draw_faces(draw: ImageDraw.ImageDraw, camera: Camera, faces: list[Face]) -> None:
-    """Draws what faces the camera, the farthest first."""
-    eye_m = camera.pose44[:3, 3]
-    seen = [face for face in faces if face.normal @ (eye_m - face.points[0]) > 0]
-    for face in sorted(seen, key=lambda face: -np.linalg.norm(face.points.mean(0) - eye_m)):
-        if outline := _project(camera, face.points):
-            draw.polygon(outline, fill=face.colour)
+class Renderer:
+    """Draws one scene: the robot, `solids` and the table, as `look` has them."""
+
+    def __init__(self, solids: Sequence[Solid], look: Look) -> None:
+        self._names = [solid.name for solid in solids]
+        self._faces = _gather([*_ROBOT, *((_solid(solid), solid.colour) for solid in solids)])
+        self._look, self._to_light = look, np.array(look.to_light)
+        self._table = _table(look)
+        self._exterior_tables = [self._draw_table(camera) for camera in EXTERIOR_CAMERAS.values()]
+
+    def views(self, hand44: Array, poses: Mapping[str, Array], gripper_position: float) -> dict[str, NDArray[np.uint8]]:
+        """What each camera sees, {key: [96, 160, 3]}, of the hand's pose, each solid's, and a gripper (1: closed)."""
+        pose_Q44 = np.stack([*_robot_poses(hand44, gripper_position), *(poses[name] for name in self._names)])
+        of_point = np.repeat(self._faces.parts_F, np.diff(self._faces.starts))
+        rotations, shifts = pose_Q44[:, :3, :3], pose_Q44[:, :3, 3]
+        points = np.einsum("nij,nj->ni", rotations[of_point], self._faces.points_N3) + shifts[of_point]
+        of_face = self._faces.parts_F
+        centres = np.einsum("nij,nj->ni", rotations[of_face], self._faces.centres_F3) + shifts[of_face]
+        normals = np.einsum("nij,nj->ni", rotations[of_face], self._faces.normals_F3)
+        wrist = _wrist_camera(hand44)
+        pictures = []
+        for camera, table in zip((wrist, *EXTERIOR_CAMERAS.values()), (None, *self._exterior_tables), strict=True):
+            image = self._draw_table(camera) if table is None else table.copy()
+            self._draw_shadow(image, camera, points, normals)
+            self._draw_faces(image, camera, points, centres, normals)
+            pictures.append(np.asarray(image.reduce(SUPERSAMPLING)))
+        return dict(zip(DEMO_CAMERA_KEYS, pictures, strict=True))
+
+    def _draw_table(self, camera: Camera) -> Image.Image:
+        """The table lies behind everything, whatever the view."""
+        image = Image.new("RGB", _CANVAS_PX, self._look.floor)
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, 0, _CANVAS_PX[0], _CANVAS_PX[1] * 0.22), fill=self._look.wall)
+        points_T43, colours = self._table
+        pixels, depth_m = camera.project(points_T43.reshape(-1, 3))
+        is_ahead = depth_m.reshape(-1, 4).min(axis=1) > _NEAR_M
+        for outline, colour, ahead in zip(pixels.reshape(-1, 8).tolist(), colours, is_ahead.tolist(), strict=True):
+            if ahead:
+                draw.polygon(outline, fill=colour)
+        return image
+
+    def _draw_shadow(self, image: Image.Image, camera: Camera, points_N3: Array, normals_F3: Array) -> None:
+        """Darkens the table where a face stands between it and the light."""
+        low_m, high_m = zip(_TABLE_X_M, _TABLE_Y_M, (0, 0), strict=True)
+        on_table = np.clip(points_N3 - points_N3[:, 2:] / self._to_light[2] * self._to_light, low_m, high_m)
+        mask = Image.new("L", image.size)
+        draw = ImageDraw.Draw(mask)
+        for outline, _ in self._outlines(camera, on_table, np.flatnonzero(normals_F3 @ self._to_light > 0)):
+            draw.polygon(outline, fill=90)
+        image.paste(_BLACK, mask=mask)
+
+    def _draw_faces(
+        self, image: Image.Image, camera: Camera, points_N3: Array, centres_F3: Array, normals_F3: Array
+    ) -> None:
+        """Draws what faces the camera, the farthest first."""
+        to_eye = camera.pose44[:3, 3] - centres_F3
+        seen = np.flatnonzero((normals_F3 * to_eye).sum(1) > 0)
+        farthest_first = seen[np.argsort(-np.linalg.norm(to_eye[seen], axis=1), kind="stable")]
+        light = 0.62 + 0.38 * normals_F3 @ self._to_light
+        colours = (light[:, None] * self._faces.colours_F3).clip(0, 255).astype(int).tolist()
+        draw = ImageDraw.Draw(image)
+        for outline, face in self._outlines(camera, points_N3, farthest_first):
+            draw.polygon(outline, fill=tuple(colours[face]))
+
+    def _outlines(self, camera: Camera, points_N3: Array, faces: NDArray[np.intp]) -> list[tuple[list[float], int]]:
+        """Each face's corners in pixels, one after the other, and its number; none of a face behind the camera."""
+        pixels, depth_m = camera.project(points_N3)
+        nearest_m = np.minimum.reduceat(depth_m, self._faces.starts[:-1])
+        flat, starts = pixels.ravel().tolist(), (2 * self._faces.starts).tolist()
+        return [(flat[starts[face] : starts[face + 1]], face) for face in faces.tolist() if nearest_m[face] > _NEAR_M]
 
 
-def _draw_shadow(image: Image.Image, camera: Camera, faces: list[Face]) -> None:
-    """Darkens the table where a face stands between it and the light."""
-    mask = Image.new("L", image.size)
-    low_m, high_m = zip(_TABLE_X_M, _TABLE_Y_M, (0, 0), strict=True)
-    for face in (face for face in faces if face.normal @ _TO_LIGHT > 0):
-        on_table = np.clip(face.points - face.points[:, 2:] / _TO_LIGHT[2] * _TO_LIGHT, low_m, high_m)
-        if outline := _project(camera, on_table):
-            ImageDraw.Draw(mask).polygon(outline, fill=90)
-    image.paste(_BLACK, mask=mask)
-
-
-def _render(camera: Camera, bodies: list[Face]) -> NDArray[np.uint8]:
-    """One picture [96, 160, 3]. Table, shadow and bodies lie behind one another in this order, whatever the view."""
-    image = Image.new("RGB", _CANVAS_PX, _FLOOR)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, _CANVAS_PX[0], _CANVAS_PX[1] * 0.22), fill=_WALL)
-    for tile in _table():
-        if outline := _project(camera, tile.points):
-            draw.polygon(outline, fill=tile.colour)
-    _draw_shadow(image, camera, bodies)
-    _draw_faces(draw, camera, bodies)
-    return np.asarray(image.reduce(_SUPERSAMPLING))
-
-
-def render_views(
-    hand44: Array, cube44: Array, disc44: Array, *, gripper_position: float
-) -> dict[str, NDArray[np.uint8]]:
-    """What each camera sees, {key: [96, 160, 3]}, of three poses in the world and a gripper (0 open, 1 closed)."""
-    bodies = _objects(cube44, disc44) + _hand(hand44, gripper_position) + _arm(hand44)
-    return {key: _render(camera, bodies) for key, camera in _cameras(hand44).items()}
+@functools.lru_cache(maxsize=64)
+def _table(look: Look) -> tuple[Array, list[Rgb]]:
+    """Tiles [T, 4, 3] of slightly different wood: they show motion, and none reaches far behind a camera."""
+    xs, ys = (np.linspace(*edge, count + 1) for edge, count in zip((_TABLE_X_M, _TABLE_Y_M), _TILES, strict=True))
+    corners = [
+        [(x0, y0, 0), (x1, y0, 0), (x1, y1, 0), (x0, y1, 0)] for x0, x1 in pairwise(xs) for y0, y1 in pairwise(ys)
+    ]
+    shades = np.random.default_rng(look.wood_seed).uniform(0.82, 1.1, len(corners))
+    light = 0.62 + 0.38 * look.to_light[2]
+    colours = [tuple(min(int(light * channel * shade), 255) for channel in look.wood) for shade in shades]
+    return np.array(corners), colours

@@ -24,9 +24,11 @@ from pipeline.evaluation.statistics import estimate, mean_or_none
 SOURCES = ("recorded", "ceiling", "always_the_mean")
 
 _ROT6D_WIDTH = 6
-_CLOSED_BELOW = 0.5  # grippers are 0 to 1; which end is open differs, but not the middle
+CLOSED_BELOW = 0.5  # grippers are 0 to 1; which end is open differs, but not the middle
 # Sine of the angle between the two columns of a rotation. Stricter than rot6d_to_matrix, which raises below 1e-12.
 _SMALLEST_SINE = 1e-9
+_EXPLAINED = ("translation", "rotation")
+LEAST_SPREAD = 1e-9  # m, rad: what is closer together differs by rounding alone
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,16 @@ def _describe_group(group: str, unit: str, errors: Mapping[str, EpisodeErrors]) 
         source: {name: mean_or_none(values) for name, values in found.groups[group].items()}
         for source, found in errors.items()
     }
+    if group in _EXPLAINED:
+        for source, numbers in means.items():
+            numbers["r2"] = _explained(errors[source], errors["always_the_mean"], group)
     return {"unit": unit} | means["recorded"] | {source: means.get(source) for source in SOURCES[1:]}
+
+
+def _explained(found: EpisodeErrors, guess: EpisodeErrors, group: str) -> float | None:
+    """R² of distances or angles, of episodes' mean squares; None where the given actions never change."""
+    ours, of_guess = (mean_or_none(errors.groups[group]["rmse"] ** 2) for errors in (found, guess))
+    return None if ours is None or of_guess is None or of_guess < LEAST_SPREAD**2 else 1 - ours / of_guess
 
 
 def _dimension(column: int, errors: Mapping[str, EpisodeErrors], changes: bool, layout: ActionLayout) -> dict[str, Any]:
@@ -258,7 +269,7 @@ def _is_rotation(rot6d: np.ndarray) -> np.ndarray:
 
 def _gripper(pairs: ActionPairs, layout: ActionLayout) -> dict[str, np.ndarray]:
     columns = list(layout.open_or_closed)
-    same_side = (pairs.given[:, columns] < _CLOSED_BELOW) == (pairs.recovered[:, columns] < _CLOSED_BELOW)
+    same_side = (pairs.given[:, columns] < CLOSED_BELOW) == (pairs.recovered[:, columns] < CLOSED_BELOW)
     return {"agreement": pairs.episode_means(same_side.mean(axis=1))}
 
 

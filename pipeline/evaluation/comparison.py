@@ -19,6 +19,7 @@ from pipeline.evaluation.metrics_schema import METRICS_SCHEMA
 from pipeline.evaluation.rows import METRICS
 from pipeline.evaluation.scores import detectable_differences
 from pipeline.evaluation.statistics import differences_estimate, sign_flip_p_value
+from pipeline.printable import listed
 from pipeline.storage import open_path, read_bytes
 
 # Shortcut of the metrics → unit.
@@ -84,8 +85,8 @@ def compare(metrics: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str
     common = sorted(ours.keys() & theirs.keys())
     if not common:
         raise ConfigError(
-            f"The baseline has no episode in common with this evaluation: here {_listed(ours)}, there "
-            f"{_listed(theirs)}. Evaluate both checkpoints on the same episodes of the same dataset."
+            f"The baseline has no episode in common with this evaluation: here {listed(sorted(ours))}, there "
+            f"{listed(sorted(theirs))}. Evaluate both checkpoints on the same episodes of the same dataset."
         )
     compared = {
         name: _difference(name, [ours[e] for e in common], [theirs[e] for e in common]) for name in _OF_EPISODES
@@ -207,12 +208,6 @@ def _raw_value(entry: Any, name: str) -> Any:
     for key in _OF_EPISODES[name]:
         entry = entry.get(key) if isinstance(entry, Mapping) else None
     return entry
-
-
-def _listed(episodes: Mapping[int, Any]) -> str:
-    indexes = sorted(episodes)
-    shown = ", ".join(map(str, indexes[:5]))
-    return f"{shown} and {len(indexes) - 5} more" if len(indexes) > 5 else shown
 
 
 def _warning(ours: Any, theirs: Any) -> str | None:

@@ -72,12 +72,17 @@ SCHEMA: Mapping[str, str] = MappingProxyType(
         "agreement.translation.unit": "m, or empty where the dataset's translations are not in metres",
         "agreement.translation.rmse": "of the rollout: Euclidean error, root mean square by episode; arms count alike",
         "agreement.translation.mae": "of the rollout: Euclidean error, mean",
-        "agreement.translation.<source>": "the same two of this source; null where that was not asked",
+        "agreement.translation.r2": (
+            "of the rollout: 1 - mean square error / that of always guessing the mean, each averaged over episodes; "
+            "null where the given translations never change"
+        ),
+        "agreement.translation.<source>": "the same three of this source; null where that was not asked",
         "agreement.rotation": "null where the layout has no poses",
         "agreement.rotation.unit": "rad",
         "agreement.rotation.rmse": "of the rollout: geodesic angle, root mean square by episode; arms count alike",
         "agreement.rotation.mean": "of the rollout: geodesic angle, mean",
-        "agreement.rotation.<source>": "the same two of this source; null where that was not asked",
+        "agreement.rotation.r2": "of the rollout: the same of angles; null where the given rotations never change",
+        "agreement.rotation.<source>": "the same three of this source; null where that was not asked",
         "agreement.gripper": "null without gripper columns, or where they are widths in metres",
         "agreement.gripper.unit": "empty",
         "agreement.gripper.agreement": "of the rollout: share of frames on the same side of 0.5",

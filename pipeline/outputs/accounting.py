@@ -181,7 +181,7 @@ class _Merged:
         return [column.to_numpy() for column in self.table(*names).columns]
 
     def table(self, *names: str) -> pa.Table:
-        read = [_read(self.folder, name, lambda file: file.read(list(names))) for name in self.files]
+        read = [_read(self.folder, name, lambda file: file.read(list(names), use_threads=False)) for name in self.files]
         return pa.concat_tables(read).replace_schema_metadata(None)
 
 

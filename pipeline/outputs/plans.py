@@ -100,7 +100,9 @@ def read_plan(output_dir: str | Path | UPath, run_id: str) -> pa.Table | None:
     except FileNotFoundError:
         return None
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read()  # `read_table` would import pandas
+        # `read_table` would import pandas. What Python holds is read without Arrow's threads: one that gives it back
+        # while the interpreter ends aborts the process, after all was said ("terminate called without ...").
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         is_plan = table.schema.equals(PLAN_SCHEMA) and not any(column.null_count for column in table.columns)
         found = ", ".join(table.column_names)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -23,8 +23,9 @@ INDEX = f"{WEIGHTS}.index.json"
 
 
 @pytest.fixture(scope="module")
-def sharded_checkpoint(tmp_path_factory):
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("sharded") / "tiny", max_shard_size="1MB")
+def sharded_checkpoint(write_tiny, tmp_path_factory):
+    """The tiny checkpoint's weights in several files."""
+    return write_tiny(tmp_path_factory.mktemp("sharded") / "tiny", max_shard_size="1MB")
 
 
 @pytest.fixture

@@ -188,6 +188,15 @@ def make_v3(root: Path, lengths: Sequence[int], *, per_file: int, codec: str, fp
     return made
 
 
+def make_recorded_v3(root: Path, lengths: Sequence[int]) -> Path:
+    """LeRobot v3.0 in one file, with the states that DROID's actions are made of."""
+    from recorded_columns import droid_states, record
+
+    made = make_v3(root, lengths, per_file=len(lengths), codec="libx264")
+    record(made.root, droid_states(sum(lengths)))
+    return made.root
+
+
 def _write_v3_file(made: Made, file: int, episodes: range, codec: str, gop: int) -> None:
     name = f"chunk-000/file-{file:03d}"
     for camera in made.cameras:

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.actions import geodesic_angle, integrate_actions, poses_from_xyz_euler, rot6d_to_matrix
-from pipeline.demo.dataset import DEMO_CAMERA_KEYS, play_episodes, render_frame, true_actions, write_demo_dataset
+from pipeline.demo.choreography import true_actions
+from pipeline.demo.dataset import render_frames, write_demo_dataset, write_world_dataset
+from pipeline.demo.objects import HELD_OUT
+from pipeline.demo.scripted import play_demo
+from pipeline.demo.tabletop import DEMO_CAMERA_KEYS
+from pipeline.demo.world import play_world
 from pipeline.embodiments import get_embodiment
 from pipeline.errors import DatasetError
 
@@ -51,7 +56,7 @@ def episodes(dataset) -> list[dict[str, np.ndarray]]:
 def test_lerobot_reads_what_was_promised(dataset):
     assert dataset.fps == 15
     assert list(dataset.meta.episodes["length"]) == LENGTHS
-    assert [tasks[0] for tasks in dataset.meta.episodes["tasks"]] == [episode.task for episode in play_episodes(3)]
+    assert [tasks[0] for tasks in dataset.meta.episodes["tasks"]] == [episode.task for episode in play_demo(3)]
     assert len(set(dataset.meta.tasks.index)) >= 3
     assert all(dataset.meta.features[key]["shape"] == (96, 160, 3) for key in DEMO_CAMERA_KEYS)
     assert set(dataset.meta.video_keys) == set(DEMO_CAMERA_KEYS)
@@ -94,15 +99,16 @@ def test_every_camera_sees_motion(dataset, camera_key):
 
 def test_frames_are_at_the_promised_place(dataset):
     """A frame that was dropped or shifted on its way into the shared file would look like its neighbour."""
-    index_of_frame_44, recording = sum(LENGTHS[:2]) + 44, play_episodes(3)[2]
+    index_of_frame_44, recording = sum(LENGTHS[:2]) + 44, play_demo(3)[2]
+    drawn = render_frames(recording, range(38, 50))
     for camera_key in DEMO_CAMERA_KEYS:
         read = dataset[index_of_frame_44][camera_key].numpy().transpose(1, 2, 0) * 255
-        errors = [np.abs(read - render_frame(recording, index)[camera_key]).mean() for index in range(38, 50)]
+        errors = [np.abs(read - views[camera_key]).mean() for views in drawn]
         assert np.argmin(errors) + 38 == 44
 
 
 def test_the_seed_decides_everything(episodes):
-    for episode, again, other in zip(episodes, play_episodes(3), play_episodes(4), strict=True):
+    for episode, again, other in zip(episodes, play_demo(3), play_demo(4), strict=True):
         np.testing.assert_array_equal(episode["observation.state.cartesian_position"], again.xyz_euler)
         np.testing.assert_array_equal(episode["action"], true_actions(again))
         assert not np.array_equal(again.xyz_euler, other.xyz_euler)
@@ -121,3 +127,44 @@ def test_a_folder_with_something_else_is_refused(root, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(DatasetError, match="something else"):
         write_demo_dataset(tmp_path)
+
+
+def test_a_drawn_world_is_a_dataset_too_and_tells_where_things_are(tmp_path, no_network):
+    from pipeline.datasets import open_dataset
+    from pipeline.evaluation.scenes import read_scenes
+
+    root = write_world_dataset(tmp_path / "world", seed=2, num_episodes=2, held_out=True)
+    dataset, played = open_dataset(root), play_world(2, 2, held_out=True)
+    scenes = read_scenes(root / "scenes.json")
+    for index, recording in enumerate(played):
+        assert dataset.episode(index).task == recording.task
+        assert dataset.episode(index).num_frames == recording.num_frames
+        assert scenes.by_episode[index].target == recording.target
+        for name, position_m in scenes.by_episode[index].objects_m.items():
+            np.testing.assert_allclose(position_m, recording.object_poses[name][0, :3, 3], atol=1e-6)
+    with pytest.raises(DatasetError, match="'held_out': False"):
+        write_world_dataset(root, seed=2, num_episodes=2)
+
+
+def test_many_episodes_drawn_ahead_are_the_same_frames(tmp_path, no_network, monkeypatch):
+    """Another process draws them; what is written has to be in order."""
+    monkeypatch.setattr("pipeline.demo.dataset._MANY_EPISODES", 2)
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    root = write_world_dataset(tmp_path / "world", seed=5, num_episodes=3)
+    dataset = LeRobotDataset("demo/tabletop", root=root, video_backend="pyav")
+    first = 0
+    for recording in play_world(5, 3):
+        (drawn,) = render_frames(recording, [3])
+        for camera_key in DEMO_CAMERA_KEYS:
+            read = dataset[first + 3][camera_key].numpy().transpose(1, 2, 0) * 255
+            assert np.abs(read - drawn[camera_key]).mean() < 6
+        first += recording.num_frames
+
+
+def test_no_other_episode_shows_what_is_held_out():
+    for recording in play_world(0, 60):
+        assert HELD_OUT.isdisjoint(recording.object_poses)
+    for recording in play_world(0, 30, held_out=True):
+        assert recording.target in HELD_OUT
+        assert len(HELD_OUT & recording.object_poses.keys()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,12 @@ def cluster() -> Iterator[object]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "drills"), str(TESTS), os.environ.get("PYTHONPATH", "")])
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    yield cluster
-    cluster.shutdown()
+    # Nodes and their workers start where this process is. A checkout may be exchanged under them; and torch, which asks
+    # where it is while it is imported, then ends a worker (os.getcwd: no such file or directory).
+    with contextlib.chdir(os.sep):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        yield cluster
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

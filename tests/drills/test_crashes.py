@@ -137,6 +137,7 @@ def raylet_pid(node: object) -> int:
     return raylet.process.pid
 
 
+@pytest.mark.timeout(1800)  # eleven runs: nine minutes on two cores, and longer on busy ones
 def test_ten_drivers_in_a_row_are_killed_at_random_moments(cluster, drill, undisturbed):
     """Every other one while it starts, the others after a few records."""
     drill.flags = SIXTY_FOUR

@@ -83,6 +83,8 @@ def test_a_submitted_job_tells_what_it_does_and_fails_when_a_segment_fails(
     assert "1 failed" in told
     assert damaged.name in told
     assert "Traceback" not in told
+    tolerant, told = _run([*command, "--max_failed_fraction", "0.5"], head)
+    assert tolerant == 0, told
 
 
 def _free_port() -> int:

@@ -224,3 +224,13 @@ def test_chunks_and_nulls_between_rows_keep_their_places():
     ]
     errors, _ = measure_agreement(pa.concat_tables(parts).slice(1), EPISODES, LAYOUT)
     np.testing.assert_allclose(errors["recorded"].mae[:, 0], [0, 0.5, np.nan])
+
+
+def test_r2_is_what_is_explained_of_the_given_motion():
+    """An answer halfway from the mean to the truth leaves a quarter of the mean's square error."""
+    given = [np.array(action(np.array([0.1 * step, 0, 0]), turn_about_z(0), 0)) for step in range(5)]
+    mean = np.mean(given, axis=0)
+    found = described([pair(0, each, (each + mean) / 2, step=step) for step, each in enumerate(given)])
+    assert found["translation"]["r2"] == pytest.approx(0.75)
+    assert found["translation"]["always_the_mean"]["r2"] == pytest.approx(0)
+    assert found["rotation"]["r2"] is None, "nothing turned"

@@ -1,0 +1,85 @@
+"""The VAE's objective: pixels come back, in places that move most of all. Owns loss, crops and the latents' scale.
+
+The VAE is trained before the transformer, and not again: latents are computed once. Crops are cut at multiples of the
+latent stride, in clips of a few frames; it is convolutional and causal, so it needs no more to be used on whole clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+
+from pipeline.training.windows import Recorded
+from pipeline.views import LATENT_STRIDE_FRAMES, LATENT_STRIDE_PX, pad
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings:
+    num_latent_frames: int = 3  # of a training clip; the VAE treats its first two unlike all others
+    crop_height_px: int = 96
+    crop_width_px: int = 96
+    kl_weight: float = 1e-6
+    edge_weight: float = 0.5
+    motion_weight: float = 3.0
+
+    @property
+    def num_frames(self) -> int:
+        return 1 + LATENT_STRIDE_FRAMES * (self.num_latent_frames - 1)
+
+
+def draw_clips(
+    episodes: Sequence[Recorded], count: int, settings: AutoencoderSettings, generator: torch.Generator
+) -> torch.Tensor:
+    """[count, 3, T, h, w] in [-1, 1]: crops of clips on their canvas, none of which lies in its margins alone."""
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=generator))
+
+    clips = []
+    while len(clips) < count:
+        episode = episodes[below(len(episodes))]
+        if len(episode.frames) < settings.num_frames:
+            continue
+        start = below(len(episode.frames) - settings.num_frames + 1)
+        canvas, crop = episode.canvas, (settings.crop_height_px, settings.crop_width_px)
+        whole = (canvas.height_px, canvas.width_px)
+        content = (canvas.content_height_px, canvas.content_width_px)
+        ends = [min(side, size + part // 2) for side, size, part in zip(whole, content, crop, strict=True)]
+        top, left = (
+            LATENT_STRIDE_PX * below(max(end - part, 0) // LATENT_STRIDE_PX + 1)
+            for end, part in zip(ends, crop, strict=True)
+        )
+        clip = pad(episode.frames[start : start + settings.num_frames], canvas)[:, top:, left:][:, : crop[0], : crop[1]]
+        clips.append(torch.from_numpy(np.ascontiguousarray(clip)).permute(3, 0, 1, 2))
+    return torch.stack(clips).float() / 127.5 - 1.0
+
+
+def autoencoder_loss(
+    model: AutoencoderKLWan, clips_BCTHW: torch.Tensor, settings: AutoencoderSettings, generator: torch.Generator
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of one batch, and figures for the curves."""
+    posterior = model.encode(clips_BCTHW).latent_dist
+    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    drawn = model.decode(z).sample
+    error = (drawn - clips_BCTHW).abs()
+    # What differs from the clip's first frame is what a rollout will be asked for.
+    motion = (clips_BCTHW - clips_BCTHW[:, :, :1]).abs().mean(1, keepdim=True)
+    weight = 1 + settings.motion_weight * (4 * motion).clamp(max=1)
+    pixels = (weight * error).mean()
+    edges = sum(F.l1_loss(torch.diff(drawn, dim=axis), torch.diff(clips_BCTHW, dim=axis)) for axis in (-1, -2))
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    squared = (drawn.detach() - clips_BCTHW).square().mean()
+    figures = {"psnr_db": float(-10 * torch.log10(squared / 4)), "kl": float(kl.detach())}
+    return pixels + settings.edge_weight * edges + settings.kl_weight * kl, figures
+
+
+@torch.no_grad()
+def latent_scale(model: AutoencoderKLWan, clips: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation [C] of each latent channel over clips [3, T, H, W] in [-1, 1]."""
+    latents = torch.cat([model.encode(clip[None]).latent_dist.mode().flatten(2)[0] for clip in clips], dim=1)
+    return latents.mean(1).tolist(), latents.std(1).clamp_min(1e-3).tolist()
