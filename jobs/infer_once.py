@@ -43,9 +43,9 @@ def run(settings: SingleRequest) -> int:
     from pipeline import single
 
     if settings.is_demo:
-        from pipeline.demo import WARNING
+        from pipeline.demo import NOTE
 
-        print(f"Demo: rendering a dataset and a tiny checkpoint under outputs/demo. {WARNING}", flush=True)
+        print(f"Demo: rendering a video under outputs/demo. {NOTE}", flush=True)
         settings = single.fill_in_demo(settings, Path("outputs/demo"))
     prepared = single.prepare(settings)
     print(prepared.describe(), flush=True)

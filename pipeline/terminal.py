@@ -40,9 +40,9 @@ def run_job[ConfigT: RunConfig](config_class: type[ConfigT], job: Callable[[Conf
         is_demo = config.is_demo
         if is_demo:
             # Heavy imports wait until the settings are known to be possible.
-            from pipeline.demo import WARNING, fill_in_demo
+            from pipeline.demo import NOTE, fill_in_demo
 
-            print(f"Demo: rendering a dataset and a tiny checkpoint under {_DEMO_FOLDER}. {WARNING}", flush=True)
+            print(f"Demo: rendering a dataset under {_DEMO_FOLDER}. {NOTE}", flush=True)
             config = fill_in_demo(config, _DEMO_FOLDER)
         return job(config, is_demo)
     except PipelineError as error:

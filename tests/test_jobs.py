@@ -50,8 +50,8 @@ def demo_run(tmp_path_factory) -> DemoRun:
 
 
 @pytest.mark.slow
-def test_the_demo_runs_without_arguments_and_says_that_its_labels_mean_nothing(demo_run):
-    assert "random weights" in demo_run.out
+def test_the_demo_runs_without_arguments_and_says_what_its_checkpoint_knows(demo_run):
+    assert "knows this rendered world alone" in demo_run.out
     assert "segments   5 planned = 5 recorded + 0 failed + 0 quarantined" in demo_run.out
     assert "--config_path configs/droid.yaml" in demo_run.out, "the next command to try"
     assert re.search(r"100%.* \d+/\d+", demo_run.error), "a progress bar over the windows"

@@ -56,7 +56,7 @@ def write_tiny_checkpoint(
     corpus: Sequence[str] = (),
     learns: bool = False,
     max_shard_size: str = "10GB",
-    **transformer: int,
+    **transformer: float,
 ) -> Path:
     """Writes the checkpoint to `folder` and returns it; every parameter is random, norms and biases too.
 

@@ -20,7 +20,10 @@ from pipeline.embodiments import get_embodiment
 Array = NDArray[np.floating]
 
 _FINGERS_DOWN_RAD = np.array([np.pi, 0.0, 0.0])
-_TREMOR = np.array([0.0045, 0.0045, 0.0035, 0.022, 0.022, 0.027])  # m, rad; of white noise before it is smoothed
+# m, rad; of white noise before it is smoothed. Mostly a turn about the approach axis: from 96 x 160 pixels of a flat
+# table a tilt of the hand and a step aside look nearly the same.
+_SWAY = np.array([0.006, 0.006, 0.005, 0.02, 0.02, 0.2])
+_SMOOTHING = np.array([1, 4, 6, 4, 1]) / 16  # over neighbouring frames: what the next one does can be seen coming
 
 
 class Leg(NamedTuple):
@@ -116,7 +119,7 @@ def _move_hand(
     tips_m, turns = [], []
     for leg in script.legs:
         tips_m.append(poses[leg.anchor][:3, 3] + leg.offset_m + leg.free * rng.uniform(-0.015, 0.015, 3))
-        tilt_rad = leg.free * np.deg2rad(rng.uniform(-1, 1, 3) * [6, 6, 10])
+        tilt_rad = leg.free * np.deg2rad(rng.uniform(-1, 1, 3) * [6, 6, 15])
         turn_rad = tilt_rad + np.array([0, 0, yaw_rad])
         turns.append(Rotation.from_euler("xyz", turn_rad if start is None or turns else start.turn_rad))
     turns_hand = Rotation.concatenate(turns) * Rotation.from_euler("xyz", _FINGERS_DOWN_RAD)
@@ -124,7 +127,7 @@ def _move_hand(
     hand = []
     for index, leg in enumerate(script.legs):
         before = max(index - 1, 0)
-        aside_m, turned_rad = _tremor(leg, rng)
+        aside_m, turned_rad = _sway(leg, rng)
         for step in range(1, leg.num_frames + 1):
             eased = (step / leg.num_frames) ** 2 * (3 - 2 * step / leg.num_frames)
             rotation = Rotation.from_rotvec(turned_rad[step - 1]) * slerp(before + eased * (index - before))
@@ -133,15 +136,15 @@ def _move_hand(
     return np.stack(hand)
 
 
-def _tremor(leg: Leg, rng: np.random.Generator) -> tuple[Array, Array]:
+def _sway(leg: Leg, rng: np.random.Generator) -> tuple[Array, Array]:
     """What a teleoperated arm adds to the straight way of a leg: [T, 3] in m and [T, 3] in rad, none at its ends.
 
     What is carried stays at its height, and level: it may stand on the table.
     """
     frames = leg.num_frames
-    white = rng.normal(size=(frames + 2, 6))
-    smooth = (white[:-2] + 2 * white[1:-1] + white[2:]) / 4
-    swing = np.sin(np.pi * np.arange(1, frames + 1) / frames)[:, None] * smooth * _TREMOR
+    white = rng.normal(size=(frames + len(_SMOOTHING) - 1, 6))
+    smooth = np.apply_along_axis(np.convolve, 0, white, _SMOOTHING, mode="valid")
+    swing = np.sin(np.pi * np.arange(1, frames + 1) / frames)[:, None] * smooth * _SWAY
     if leg.carries:
         swing[:, 2:5] = 0.0
     return swing[:, :3], swing[:, 3:]

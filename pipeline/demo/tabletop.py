@@ -33,7 +33,7 @@ MAX_OPENING_M = 0.085
 SUPERSAMPLING = 3  # pixels are drawn so many times as large, and then averaged
 _CANVAS_PX = (DEMO_WIDTH_PX * SUPERSAMPLING, DEMO_HEIGHT_PX * SUPERSAMPLING)
 _TABLE_X_M, _TABLE_Y_M = (-0.16, 0.84), (-0.5, 0.5)
-_TILES = (8, 16)  # along x and y
+_TILES = (12, 16)  # along x and y
 _WHITE, _GREY, _BLACK = (234, 234, 230), (124, 130, 140), (54, 56, 62)
 _SHOULDER_M, _UPPER_M, _FORE_M, _WRIST_M = 0.28, 0.29, 0.31, 0.09
 _NEAR_M = 0.005
@@ -296,12 +296,12 @@ class Renderer:
 
 @functools.lru_cache(maxsize=64)
 def _table(look: Look) -> tuple[Array, list[Rgb]]:
-    """Tiles [T, 4, 3] of slightly different wood: they show motion, and none reaches far behind a camera."""
+    """Tiles [T, 4, 3] of lighter and darker wood: they show motion, and none reaches far behind a camera."""
     xs, ys = (np.linspace(*edge, count + 1) for edge, count in zip((_TABLE_X_M, _TABLE_Y_M), _TILES, strict=True))
     corners = [
         [(x0, y0, 0), (x1, y0, 0), (x1, y1, 0), (x0, y1, 0)] for x0, x1 in pairwise(xs) for y0, y1 in pairwise(ys)
     ]
-    shades = np.random.default_rng(look.wood_seed).uniform(0.82, 1.1, len(corners))
+    shades = np.random.default_rng(look.wood_seed).uniform(0.5, 1.2, len(corners))
     light = 0.62 + 0.38 * look.to_light[2]
     colours = [tuple(min(int(light * channel * shade), 255) for channel in look.wood) for shade in shades]
     return np.array(corners), colours

@@ -63,7 +63,7 @@ def _draw_start(rng: np.random.Generator) -> Start:
     """Anywhere above the table, whatever is to be done."""
     return Start(
         tip_m=np.array([rng.uniform(0.34, 0.52), rng.uniform(-0.17, 0.17), rng.uniform(0.10, 0.16)]),
-        turn_rad=np.deg2rad(rng.uniform(-1, 1, 3) * [6, 6, 20]),
+        turn_rad=np.deg2rad(rng.uniform(-1, 1, 3) * [6, 6, 60]),
         gripper_command=float(rng.random() < _SHARE_CLOSED),
     )
 
@@ -96,7 +96,7 @@ def _place(solids: Sequence[Solid], rng: np.random.Generator, *, lifted_m: float
     poses = {}
     for index, (each, place) in enumerate(zip(solids, places, strict=True)):
         height_m = each.height_m / 2 + (lifted_m if index == 0 else 0.0)
-        turned = Rotation.from_euler("z", rng.uniform(-20, 20), degrees=True)
+        turned = Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)
         poses[each.name] = transform(np.array([*place, height_m]), turned)
     return poses
 

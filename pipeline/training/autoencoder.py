@@ -1,7 +1,8 @@
-"""The VAE's objective: pixels come back, in places that move most of all. Owns loss, crops and the latents' scale.
+"""The VAE's objectives: latents that stand for something, and pixels that come back. Owns losses, crops and scale.
 
-The VAE is trained before the transformer, and not again: latents are computed once. Crops are cut at multiples of the
-latent stride, in clips of a few frames; it is convolutional and causal, so it needs no more to be used on whole clips.
+First encoder and decoder learn a given code, apart from each other; then both learn to draw, together. That is before
+the transformer is trained, and not again: latents are computed once. Crops are cut at multiples of the latent stride, in
+clips of a few frames; a VAE is convolutional and causal, so it needs no more to be used on whole clips.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
+from pipeline.training.components import Components
 from pipeline.training.windows import Recorded
 from pipeline.views import LATENT_STRIDE_FRAMES, LATENT_STRIDE_PX, pad
 
@@ -26,6 +28,7 @@ class AutoencoderSettings:
     kl_weight: float = 1e-6
     edge_weight: float = 0.5
     motion_weight: float = 3.0
+    code_weight: float = 1.0
 
     @property
     def num_frames(self) -> int:
@@ -59,23 +62,53 @@ def draw_clips(
     return torch.stack(clips).float() / 127.5 - 1.0
 
 
-def autoencoder_loss(
-    model: AutoencoderKLWan, clips_BCTHW: torch.Tensor, settings: AutoencoderSettings, generator: torch.Generator
+def code_loss(
+    model: AutoencoderKLWan,
+    clips_BCTHW: torch.Tensor,
+    components: Components,
+    settings: AutoencoderSettings,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of one batch, and figures for the curves."""
+    """The encoder gives the components, and says how far it is off; the decoder draws from them, that far off."""
+    posterior = model.encode(clips_BCTHW).latent_dist
+    code = components.code(clips_BCTHW)
+    squared = (posterior.mean - code).square()
+    spread = 0.5 * (squared.detach() / posterior.var + posterior.logvar)
+    noise = torch.randn(code.shape, generator=generator)
+    pixels, figures = _pixel_loss(model.decode(code + posterior.std.detach() * noise).sample, clips_BCTHW, settings)
+    loss = settings.code_weight * (squared.mean() + 0.1 * spread.mean()) + pixels
+    return loss, figures | {"code_error": float(squared.detach().mean())}
+
+
+def autoencoder_loss(
+    model: AutoencoderKLWan,
+    clips_BCTHW: torch.Tensor,
+    components: Components | None,
+    settings: AutoencoderSettings,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Encoder and decoder as one; where there are components, the latents stay close to them."""
     posterior = model.encode(clips_BCTHW).latent_dist
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-    drawn = model.decode(z).sample
-    error = (drawn - clips_BCTHW).abs()
-    # What differs from the clip's first frame is what a rollout will be asked for.
+    pixels, figures = _pixel_loss(model.decode(z).sample, clips_BCTHW, settings)
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    loss, figures = pixels + settings.kl_weight * kl, figures | {"kl": float(kl.detach())}
+    if components is not None:
+        error = (posterior.mean - components.code(clips_BCTHW)).square().mean()
+        loss, figures = loss + settings.code_weight * error, figures | {"code_error": float(error.detach())}
+    return loss, figures
+
+
+def _pixel_loss(
+    drawn_BCTHW: torch.Tensor, clips_BCTHW: torch.Tensor, settings: AutoencoderSettings
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Absolute errors of pixels and of edges; what differs from the clip's first frame is what a rollout must draw."""
     motion = (clips_BCTHW - clips_BCTHW[:, :, :1]).abs().mean(1, keepdim=True)
     weight = 1 + settings.motion_weight * (4 * motion).clamp(max=1)
-    pixels = (weight * error).mean()
-    edges = sum(F.l1_loss(torch.diff(drawn, dim=axis), torch.diff(clips_BCTHW, dim=axis)) for axis in (-1, -2))
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    squared = (drawn.detach() - clips_BCTHW).square().mean()
-    figures = {"psnr_db": float(-10 * torch.log10(squared / 4)), "kl": float(kl.detach())}
-    return pixels + settings.edge_weight * edges + settings.kl_weight * kl, figures
+    pixels = (weight * (drawn_BCTHW - clips_BCTHW).abs()).mean()
+    edges = sum(F.l1_loss(torch.diff(drawn_BCTHW, dim=axis), torch.diff(clips_BCTHW, dim=axis)) for axis in (-1, -2))
+    squared = (drawn_BCTHW.detach() - clips_BCTHW).square().mean()
+    return pixels + settings.edge_weight * edges, {"psnr_db": float(-10 * torch.log10(squared / 4))}
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from pipeline.config import DatasetConfig
 
+STATISTICS_NAME = "action_stats.json"  # in a trained checkpoint's folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -21,16 +23,17 @@ class TrainConfig:
     action_stats_path: str | None = None
     image_size: int = 256
     # Of the rendered world.
-    num_episodes: int = 1000
-    # 0 leaves the VAE as it is.
-    vae_steps: int = 5000
+    num_episodes: int = 1200
+    # The VAE first learns the principal components of what it sees, then to draw. 0 and 0 leave it as it is.
+    vae_code_steps: int = 1000
+    vae_steps: int = 400
     vae_batch_size: int = 2
     vae_learning_rate: float = 2e-3
-    transformer_steps: int = 5000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
+    transformer_steps: int = 6000
+    batch_size: int = 16
+    learning_rate: float = 2e-3
     # Between the beginnings of two windows of the training set.
-    window_stride: int = 5
+    window_stride: int = 12
     flow_shift: float = 10.0
     # What the checkpoint's weights are stored as: float32 or bfloat16.
     dtype: str = "bfloat16"

@@ -26,7 +26,7 @@ class FlowSettings:
     """Shares of the modes need not add up to one."""
 
     mode_shares: Mapping[str, float] = field(
-        default_factory=lambda: {"inverse_dynamics": 0.3, "forward_dynamics": 0.35, "policy": 0.35}
+        default_factory=lambda: {"inverse_dynamics": 0.4, "forward_dynamics": 0.35, "policy": 0.25}
     )
     flow_shift: float = 10.0
     text_dropout: float = 0.1  # share of samples that see the empty prompt, for guidance

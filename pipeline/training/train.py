@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from pipeline.cosmos3.config import CheckpointConfig, read_checkpoint_config, re
 from pipeline.cosmos3.prompt import PromptTokenizer
 from pipeline.errors import DatasetError
 from pipeline.recipe import Recipe
-from pipeline.training.autoencoder import AutoencoderSettings, autoencoder_loss, draw_clips, latent_scale
+from pipeline.training.autoencoder import AutoencoderSettings, autoencoder_loss, code_loss, draw_clips, latent_scale
 from pipeline.training.checkpoints import load_vae, trainable_transformer, trainable_vae, write_checkpoint
-from pipeline.training.config import TrainConfig
+from pipeline.training.components import Components
+from pipeline.training.config import STATISTICS_NAME, TrainConfig
 from pipeline.training.flow import FlowSettings, flow_loss
 from pipeline.training.loop import LoopSettings, Training
 from pipeline.training.pictures import draw_reconstructions
@@ -23,7 +25,7 @@ from pipeline.training.windows import Recorded, WindowStore, read_episodes, writ
 from pipeline.views import LATENT_STRIDE_FRAMES
 
 LOOP_SAVES_EVERY_S = 180.0
-_CLIPS_FOR_SCALE = 64
+_CLIPS_FOR_SCALE, _CLIPS_FOR_COMPONENTS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def train(config: TrainConfig) -> Trained:
     start = read_checkpoint_config(resolve_checkpoint(config.checkpoint))
     recipe, episodes = _read(config, start)
     seconds = {}
-    if config.vae_steps:
+    if config.vae_code_steps or config.vae_steps:
         start, seconds["vae"] = _train_vae(config, work, start, episodes)
     tokenizer = PromptTokenizer.from_pretrained(start.folder)
     windows = work / "windows.safetensors"
@@ -59,6 +61,8 @@ def train(config: TrainConfig) -> Trained:
     checkpoint = write_checkpoint(
         work / "checkpoint", start, transformer=training.averaged(), dtype=getattr(torch, config.dtype)
     )
+    if config.action_stats_path is not None:  # who loads it needs them, to give its answers their units
+        shutil.copyfile(config.action_stats_path, checkpoint / STATISTICS_NAME)
     return Trained(checkpoint, seconds)
 
 
@@ -85,24 +89,34 @@ def _read(config: TrainConfig, start: CheckpointConfig) -> tuple[Recipe, list[Re
 def _train_vae(
     config: TrainConfig, work: Path, start: CheckpointConfig, episodes: Sequence[Recorded]
 ) -> tuple[CheckpointConfig, float]:
-    model = trainable_vae(start)
-    settings = AutoencoderSettings()
-    training = Training(model, _loop(config, config.vae_steps, config.vae_learning_rate), work / "vae")
+    """The code first, if it is to be learned at all, then the pictures."""
+    model, settings = trainable_vae(start), AutoencoderSettings()
+    components, seconds = None, 0.0
 
-    def loss(generator: torch.Generator):
-        clips = draw_clips(episodes, config.vae_batch_size, settings, generator)
-        return autoencoder_loss(model, clips, settings, generator)
+    def draw(generator: torch.Generator) -> torch.Tensor:
+        return draw_clips(episodes, config.vae_batch_size, settings, generator)
 
-    training.run(loss, doing="vae", look=lambda: draw_reconstructions(model, episodes, work / "vae" / "samples.png"))
-    averaged = training.averaged()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(averaged[name])
+    def run(name: str, num_steps: int, loss: Callable[[torch.Generator], tuple]) -> float:
+        training = Training(model, _loop(config, num_steps, config.vae_learning_rate), work / name)
+        training.run(loss, doing=name, look=lambda: draw_reconstructions(model, episodes, work / name / "samples.png"))
+        with torch.no_grad():
+            for parameter_name, weights in training.averaged().items():
+                model.get_parameter(parameter_name).copy_(weights)
+        return training.seconds
+
+    if config.vae_code_steps:
+        generator = torch.Generator().manual_seed(config.seed)
+        clips = (draw_clips(episodes, 1, settings, generator) for _ in range(_CLIPS_FOR_COMPONENTS))
+        components = Components.of(clips, model.config.z_dim)
+        seconds += run("vae_code", config.vae_code_steps, lambda g: code_loss(model, draw(g), components, settings, g))
+    if config.vae_steps:
+        seconds += run("vae", config.vae_steps, lambda g: autoencoder_loss(model, draw(g), components, settings, g))
     clips = draw_clips(episodes, _CLIPS_FOR_SCALE, settings, torch.Generator().manual_seed(config.seed))
+    weights = dict(model.named_parameters())
     folder = write_checkpoint(
-        work / "with_vae", start, vae=averaged, latent_scale=latent_scale(model.eval(), list(clips))
+        work / "with_vae", start, vae=weights, latent_scale=latent_scale(model.eval(), list(clips))
     )
-    return read_checkpoint_config(folder), training.seconds
+    return read_checkpoint_config(folder), seconds
 
 
 def _loop(config: TrainConfig, num_steps: int, learning_rate: float) -> LoopSettings:

@@ -35,7 +35,7 @@ from pipeline.training.flow import Example
 from pipeline.views import LATENT_STRIDE_FRAMES, Canvas
 
 _CLIPS_PER_ENCODING = 4
-_WINDOWS_PER_TASK = 4
+_WINDOWS_PER_TASK = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class WindowStore:
         return len(self._latents)
 
     def draw(self, count: int, generator: torch.Generator) -> list[Example]:
-        """Windows that share their tasks by fours: a prompt is longer than a window, and is encoded once for all."""
+        """Windows that share their tasks by eights: a prompt is longer than a window, and is encoded once for all."""
         drawn = []
         for first in torch.randint(len(self), (math.ceil(count / _WINDOWS_PER_TASK),), generator=generator).tolist():
             alike = self._of_task[self._tasks[first]]

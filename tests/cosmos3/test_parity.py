@@ -11,11 +11,17 @@ import torch
 from peer import load_peer, peer_noise, run_peer
 from request_factory import CHANNELS, relative_error
 
+from pipeline.actions import load_normalizer
 from pipeline.cosmos3.chaining import Start, roll_out
 from pipeline.cosmos3.engine import Engine
 from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.cosmos3.prompt import Caption
-from pipeline.views import choose_canvas
+from pipeline.demo import STATISTICS, TRAINED
+from pipeline.demo.choreography import true_actions
+from pipeline.demo.dataset import render_frames
+from pipeline.demo.scripted import play_demo
+from pipeline.demo.tabletop import DEMO_CAMERA_KEYS
+from pipeline.views import choose_canvas, compose
 
 SEED, FPS = 3, 15.0
 GRID = (11, 13)  # odd on both axes: the last row and column of patches are half padding
@@ -55,15 +61,18 @@ def _answers(
     steps: int = 6,
     guidance: float = 1.0,
     output_type: str = "latent",
+    frames: np.ndarray = FRAMES,
+    task: str = "do a thing",
+    view_point: str = "ego_view",
+    given: torch.Tensor | None = None,
 ):
     """(ours, the peer's action or None, the peer's video) for one observation."""
-    given = None
-    if mode == "forward_dynamics":  # fewer rows than the chunk has
+    if mode == "forward_dynamics" and given is None:  # fewer rows than the chunk has
         given = torch.randn(chunk - 3, WIDTHS[domain_name], generator=torch.Generator().manual_seed(1))
     action, video = run_peer(
         pair.peer,
-        prompt="do a thing",
-        frames=FRAMES[: chunk + 1],
+        prompt=task,
+        frames=frames[: chunk + 1],
         seed=SEED,
         fps=FPS,
         num_inference_steps=steps,
@@ -73,7 +82,7 @@ def _answers(
         chunk_size=chunk,
         domain_name=domain_name,
         resolution_tier=256,
-        view_point="ego_view",
+        view_point=view_point,
         raw_actions=given,
     )
     processor = Cosmos3PolicyProcessor(
@@ -83,10 +92,11 @@ def _answers(
         action_chunk_size=chunk,
         fps=FPS,
         image_size=256,
-        view_point="ego_view",
+        view_point=view_point,
     )
-    inputs = processor.preprocess({"images": FRAMES[: chunk + 1], "task": "do a thing", "cond_action": given})
-    video_noise, action_noise = peer_noise(SEED, (CHANNELS, 1 + chunk // 4, *GRID), chunk)
+    inputs = processor.preprocess({"images": frames[: chunk + 1], "task": task, "cond_action": given})
+    channels, grid = pair.engine.config.transformer.latent_channel, (side // 16 for side in frames.shape[1:3])
+    video_noise, action_noise = peer_noise(SEED, (channels, 1 + chunk // 4, *grid), chunk)
     request = processor.to_request(
         inputs,
         num_inference_steps=steps,
@@ -123,6 +133,27 @@ def test_decoded_pixels_are_the_peers(native_pair):
     expected = torch.from_numpy(np.asarray(frames)).permute(3, 0, 1, 2)
     assert ours.pixels.shape == (3, 9, 16 * GRID[0], 16 * GRID[1])
     assert relative_error(ours.pixels, expected) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def demo_pair() -> Pair:
+    return _load_pair(TRAINED, native=True)
+
+
+@pytest.mark.parametrize("mode", ["inverse_dynamics", "policy", "forward_dynamics"])
+def test_the_demo_s_checkpoint_gives_the_peers_answers(demo_pair, mode):
+    """Weights that learned something, asked about what they learned from: a whole chunk of the demo's first episode."""
+    recording = play_demo(seed=0)[0]
+    views = render_frames(recording, range(17))
+    frames = compose([np.stack([view[camera] for view in views]) for camera in DEMO_CAMERA_KEYS], "concat_view")
+    normalizer = load_normalizer("quantile", STATISTICS, 10)
+    actions = torch.from_numpy(normalizer.normalize(true_actions(recording)[:16]))
+    given = actions if mode == "forward_dynamics" else None
+    answer = {"frames": frames, "task": recording.task, "view_point": "concat_view", "given": given}
+    ours, action, video = _answers(demo_pair, mode=mode, chunk=16, steps=8, **answer)
+    assert relative_error(ours.video, video) < TOLERANCE
+    if action is not None:
+        assert relative_error(ours.action, action) < TOLERANCE
 
 
 def test_the_schedules_answer_differently(tiny_checkpoint):

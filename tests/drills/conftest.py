@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,23 +10,22 @@ import pytest
 from drill import SIXTY_FOUR, Drill
 from stage_by_stage import run_without_ray
 
+from pipeline.stages import on_ray  # isort: skip - before a drill imports Ray: it sets what Ray reads then
+
 TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[object]:
     """A `ray.cluster_utils.Cluster`. Its slots are logical: the machine's cores are shared by all nodes."""
-    from pipeline.stages import on_ray  # noqa: F401 - sets what Ray reads when it is imported
-
+    # Under `uv run` Ray would else pack the checkout for every job, and take it from under workers that start late.
+    assert not on_ray.ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "drills"), str(TESTS), os.environ.get("PYTHONPATH", "")])
     from ray.cluster_utils import Cluster
 
-    # Nodes and their workers start where this process is. A checkout may be exchanged under them; and torch, which asks
-    # where it is while it is imported, then ends a worker (os.getcwd: no such file or directory).
-    with contextlib.chdir(os.sep):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-        yield cluster
-        cluster.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ def base(tmp_path_factory, tiny_checkpoint) -> TrainConfig:
         dataset=DatasetConfig(root=str(root), cameras=("observation.images.front",)),
         checkpoint=str(tiny_checkpoint),
         action_normalization="none",
+        vae_code_steps=2,
         vae_steps=2,
         vae_batch_size=1,
         transformer_steps=4,
@@ -98,7 +99,9 @@ def test_what_was_stopped_in_the_middle_ends_with_the_same_weights(base, trained
 
 
 def test_without_a_vae_of_its_own_it_keeps_the_one_it_began_with(base, tmp_path, tiny_checkpoint):
-    folder = train(replace(base, vae_steps=0, transformer_steps=1, output_dir=str(tmp_path))).checkpoint
+    folder = train(
+        replace(base, vae_code_steps=0, vae_steps=0, transformer_steps=1, output_dir=str(tmp_path))
+    ).checkpoint
     before, after = weights(tiny_checkpoint), weights(folder)
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("vae."))
 

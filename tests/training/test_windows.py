@@ -99,11 +99,11 @@ def test_a_window_is_what_the_engine_would_be_given(read, parts, store):
         assert found.request.domain_id == request.domain_id
 
 
-def test_windows_are_drawn_by_fours_of_one_task(store):
-    drawn = store.draw(6, torch.Generator().manual_seed(0))
-    assert len(drawn) == 6
-    assert len({example.request.text_ids for example in drawn[:4]}) == 1
-    again = store.draw(6, torch.Generator().manual_seed(0))
+def test_windows_are_drawn_by_eights_of_one_task(store):
+    drawn = store.draw(10, torch.Generator().manual_seed(0))
+    assert len(drawn) == 10
+    assert len({example.request.text_ids for example in drawn[:8]}) == 1
+    again = store.draw(10, torch.Generator().manual_seed(0))
     assert all(torch.equal(one.video_CTHW, other.video_CTHW) for one, other in zip(drawn, again, strict=True))
 
 
