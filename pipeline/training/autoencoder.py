@@ -1,12 +1,13 @@
 """The VAE's objectives: latents that stand for something, and pixels that come back. Owns losses, crops and scale.
 
 First encoder and decoder learn a given code, apart from each other; then both learn to draw, together. That is before
-the transformer is trained, and not again: latents are computed once. Crops are cut at multiples of the latent stride, in
-clips of a few frames; a VAE is convolutional and causal, so it needs no more to be used on whole clips.
+the transformer is trained, and not again: latents are computed once. Crops are cut at multiples of the latent stride,
+in clips of a few frames; a VAE is convolutional and causal, so it needs no more to be used on whole clips.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ class AutoencoderSettings:
     num_latent_frames: int = 3  # of a training clip; the VAE treats its first two unlike all others
     crop_height_px: int = 96
     crop_width_px: int = 96
-    kl_weight: float = 1e-6
+    latent_noise: float = 0.1  # what the transformer is off by, at best
+    spread_weight: float = 1e-3
     edge_weight: float = 0.5
     motion_weight: float = 3.0
     code_weight: float = 1.0
@@ -87,12 +89,18 @@ def autoencoder_loss(
     settings: AutoencoderSettings,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Encoder and decoder as one; where there are components, the latents stay close to them."""
+    """Encoder and decoder as one; where there are components, the latents stay close to them.
+
+    The decoder draws from latents with `latent_noise`. The posterior's own deviation, which only who samples from it
+    uses, is drawn towards that.
+    """
     posterior = model.encode(clips_BCTHW).latent_dist
-    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-    pixels, figures = _pixel_loss(model.decode(z).sample, clips_BCTHW, settings)
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    loss, figures = pixels + settings.kl_weight * kl, figures | {"kl": float(kl.detach())}
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    pixels, figures = _pixel_loss(
+        model.decode(posterior.mean + settings.latent_noise * noise).sample, clips_BCTHW, settings
+    )
+    spread = (posterior.logvar - 2 * math.log(settings.latent_noise)).square().mean()
+    loss = pixels + settings.spread_weight * spread
     if components is not None:
         error = (posterior.mean - components.code(clips_BCTHW)).square().mean()
         loss, figures = loss + settings.code_weight * error, figures | {"code_error": float(error.detach())}

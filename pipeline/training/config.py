@@ -26,10 +26,10 @@ class TrainConfig:
     num_episodes: int = 1200
     # The VAE first learns the principal components of what it sees, then to draw. 0 and 0 leave it as it is.
     vae_code_steps: int = 1000
-    vae_steps: int = 400
+    vae_steps: int = 800
     vae_batch_size: int = 2
     vae_learning_rate: float = 2e-3
-    transformer_steps: int = 6000
+    transformer_steps: int = 4400
     batch_size: int = 16
     learning_rate: float = 2e-3
     # Between the beginnings of two windows of the training set.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from pipeline.config import EngineConfig, LabelConfig
 from pipeline.cosmos3.config import CheckpointConfig, read_checkpoint_config, resolve_checkpoint
@@ -39,14 +41,14 @@ def train(config: TrainConfig) -> Trained:
     torch.manual_seed(config.seed)
     work = Path(config.output_dir)
     start = read_checkpoint_config(resolve_checkpoint(config.checkpoint))
-    recipe, episodes = _read(config, start)
+    recipe, episodes = _open(config, start)
     seconds = {}
     if config.vae_code_steps or config.vae_steps:
         start, seconds["vae"] = _train_vae(config, work, start, episodes)
     tokenizer = PromptTokenizer.from_pretrained(start.folder)
     windows = work / "windows.safetensors"
     if not windows.is_file():
-        write_windows(windows, episodes, recipe, tokenizer, load_vae(start), stride=config.window_stride)
+        write_windows(windows, episodes(), recipe, tokenizer, load_vae(start), stride=config.window_stride)
     store = WindowStore(windows, recipe, tokenizer)
     model = trainable_transformer(start)
     flow = FlowSettings(flow_shift=config.flow_shift)
@@ -66,8 +68,8 @@ def train(config: TrainConfig) -> Trained:
     return Trained(checkpoint, seconds)
 
 
-def _read(config: TrainConfig, start: CheckpointConfig) -> tuple[Recipe, list[Recorded]]:
-    """Every episode of the dataset, in memory."""
+def _open(config: TrainConfig, start: CheckpointConfig) -> tuple[Recipe, Callable[[], list[Recorded]]]:
+    """The recipe, and every episode of the dataset in memory: read when first asked for."""
     labelling = LabelConfig(
         dataset=config.dataset,
         engine=EngineConfig(checkpoint=str(start.folder)),
@@ -77,45 +79,63 @@ def _read(config: TrainConfig, start: CheckpointConfig) -> tuple[Recipe, list[Re
         image_size=config.image_size,
     )
     recipe, episodes = read_episodes(labelling)
-    found = list(episodes)
-    if not found:
-        raise DatasetError(
-            f"{config.dataset.root}: expected episodes of at least {LATENT_STRIDE_FRAMES} actions, found none. That "
-            "many are a latent frame."
-        )
-    return recipe, found
+
+    @functools.cache
+    def read() -> list[Recorded]:
+        found = list(tqdm(episodes, desc="reading", unit="episode"))
+        if not found:
+            raise DatasetError(
+                f"{config.dataset.root}: expected episodes of at least {LATENT_STRIDE_FRAMES} actions, found none. "
+                "That many are a latent frame."
+            )
+        return found
+
+    return recipe, read
 
 
 def _train_vae(
-    config: TrainConfig, work: Path, start: CheckpointConfig, episodes: Sequence[Recorded]
+    config: TrainConfig, work: Path, start: CheckpointConfig, episodes: Callable[[], list[Recorded]]
 ) -> tuple[CheckpointConfig, float]:
     """The code first, if it is to be learned at all, then the pictures."""
     model, settings = trainable_vae(start), AutoencoderSettings()
-    components, seconds = None, 0.0
+    seconds = 0.0
 
     def draw(generator: torch.Generator) -> torch.Tensor:
-        return draw_clips(episodes, config.vae_batch_size, settings, generator)
+        return draw_clips(episodes(), config.vae_batch_size, settings, generator)
+
+    @functools.cache
+    def components() -> Components:
+        generator = torch.Generator().manual_seed(config.seed)
+        clips = (draw_clips(episodes(), 1, settings, generator) for _ in range(_CLIPS_FOR_COMPONENTS))
+        return Components.of(clips, model.config.z_dim)
 
     def run(name: str, num_steps: int, loss: Callable[[torch.Generator], tuple]) -> float:
-        training = Training(model, _loop(config, num_steps, config.vae_learning_rate), work / name)
-        training.run(loss, doing=name, look=lambda: draw_reconstructions(model, episodes, work / name / "samples.png"))
+        training, pictures = (
+            Training(model, _loop(config, num_steps, config.vae_learning_rate), work / name),
+            work / name,
+        )
+        training.run(loss, doing=name, look=lambda: draw_reconstructions(model, episodes(), pictures / "samples.png"))
         with torch.no_grad():
             for parameter_name, weights in training.averaged().items():
                 model.get_parameter(parameter_name).copy_(weights)
         return training.seconds
 
+    def of_code(generator: torch.Generator) -> tuple:
+        return code_loss(model, draw(generator), components(), settings, generator)
+
+    def of_pictures(generator: torch.Generator) -> tuple:
+        code = components() if config.vae_code_steps else None
+        return autoencoder_loss(model, draw(generator), code, settings, generator)
+
     if config.vae_code_steps:
-        generator = torch.Generator().manual_seed(config.seed)
-        clips = (draw_clips(episodes, 1, settings, generator) for _ in range(_CLIPS_FOR_COMPONENTS))
-        components = Components.of(clips, model.config.z_dim)
-        seconds += run("vae_code", config.vae_code_steps, lambda g: code_loss(model, draw(g), components, settings, g))
+        seconds += run("vae_code", config.vae_code_steps, of_code)
     if config.vae_steps:
-        seconds += run("vae", config.vae_steps, lambda g: autoencoder_loss(model, draw(g), components, settings, g))
-    clips = draw_clips(episodes, _CLIPS_FOR_SCALE, settings, torch.Generator().manual_seed(config.seed))
-    weights = dict(model.named_parameters())
-    folder = write_checkpoint(
-        work / "with_vae", start, vae=weights, latent_scale=latent_scale(model.eval(), list(clips))
-    )
+        seconds += run("vae", config.vae_steps, of_pictures)
+    folder = work / "with_vae"
+    if not folder.is_dir():
+        clips = draw_clips(episodes(), _CLIPS_FOR_SCALE, settings, torch.Generator().manual_seed(config.seed))
+        scale = latent_scale(model.eval(), list(clips))
+        write_checkpoint(folder, start, vae=dict(model.named_parameters()), latent_scale=scale)
     return read_checkpoint_config(folder), seconds
 
 
