@@ -31,8 +31,9 @@ from pipeline.scoring import action_layout, by_episode
 # What the right conventions reach at least. A broken one must stay MARGIN below it, in what it concerns.
 THRESHOLDS = {"translation_r2": 0.75, "rotation_r2": 0.65, "gripper_accuracy": 0.9}
 MARGIN = 0.2
-# Motion is smooth: a neighbouring frame's action is nearly right. Of R², the right frame's must have so much more.
-ADVANTAGE = 0.05
+# Motion is smooth: a neighbouring frame's action is nearly right. Of R², the right frame's must have so much more, and
+# the same labels a frame off must have less.
+ADVANTAGE = {"translation_r2": 0.03, "rotation_r2": 0.2}
 
 
 class Labelled(NamedTuple):
@@ -105,7 +106,8 @@ def test_the_right_conventions_reach_the_thresholds(right):
 @pytest.mark.parametrize(
     ("change", "concerned"),
     [
-        ({"frame_rotation": None}, ("translation_r2", "rotation_r2")),
+        # It turns about the approach axis, as most rotations of this world do, and leaves those as they are.
+        ({"frame_rotation": None}, ("translation_r2",)),
         ({"inverts_gripper": False}, ("gripper_accuracy",)),
     ],
     ids=["frame rotation", "gripper sense"],
@@ -151,18 +153,15 @@ def test_an_action_that_belongs_to_a_neighbouring_frame(right):
             ).score()
             for shift in (-1, 0, 1)
         }
-        return {
-            name: shifted[0][name] - max(shifted[-1][name], shifted[1][name])
-            for name in ("translation_r2", "rotation_r2")
-        }
+        return {name: shifted[0][name] - max(shifted[-1][name], shifted[1][name]) for name in ADVANTAGE}
 
     aligned = advantage(right.labels)
     for shift in (-1, 1):
         off = advantage([np.roll(own, shift, axis=0) for own in right.labels])
         for name, value in off.items():
-            print(f"{name:<18}{aligned[name]:6.3f} → {value:7.3f} by {shift:+d}   (at least {ADVANTAGE:.2f})")
-            assert value < 0
-    assert min(aligned.values()) >= ADVANTAGE
+            print(f"{name:<18}{aligned[name]:6.3f} → {value:7.3f} by {shift:+d}   (at least {ADVANTAGE[name]:.2f})")
+            assert value < -ADVANTAGE[name]
+    assert all(aligned[name] >= least for name, least in ADVANTAGE.items())
 
 
 def test_another_normalisation(label, right):
