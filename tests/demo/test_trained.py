@@ -22,8 +22,7 @@ def test_it_takes_ten_megabytes_at_most():
 def test_it_is_in_the_public_layout():
     about = json.loads((TRAINED / "model_index.json").read_text())
     assert about["_class_name"] == "Cosmos3OmniPipeline"
-    config = read_checkpoint_config(TRAINED).transformer
-    assert config.action_gen
+    assert read_checkpoint_config(TRAINED).transformer.action_dim == 64
     assert (TRAINED / "README.md").read_text().startswith("---\n"), "a model card, as the hub reads it"
 
 

@@ -43,14 +43,17 @@ def test_actions_lead_from_state_to_state(world):
 
 
 def test_motion_has_the_size_of_a_real_arm_s(world):
-    """DROID's q01..q99 end at about 14 mm and 2.7 degrees per frame and axis."""
+    """DROID's q01..q99 end at about 14 mm and 2.7 degrees per frame and axis; turns about the approach axis are faster
+    here on purpose, so that a small picture shows them."""
     actions = np.concatenate([true_actions(recording)[:-1] for recording in world])
     steps_mm = 1e3 * np.linalg.norm(actions[:, :3], axis=1)
     angles_deg = np.rad2deg(geodesic_angle(rot6d_to_matrix(actions[:, 3:9]), np.eye(3)))
     assert 4 < steps_mm.mean() < 12
     assert np.quantile(steps_mm, 0.999) < 30
     assert 0.3 < angles_deg.mean() < 3
-    assert np.quantile(angles_deg, 0.999) < 8
+    assert np.quantile(angles_deg, 0.999) < 20
+    tilts_deg = np.rad2deg(np.arccos(rot6d_to_matrix(actions[:, 3:9])[:, 2, 2].clip(-1, 1)))
+    assert np.quantile(tilts_deg, 0.999) < 8
 
 
 def test_objects_move_with_the_hand_alone(world):
