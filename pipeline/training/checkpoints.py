@@ -55,7 +55,9 @@ def write_checkpoint(
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source.folder, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+    # A model card is about the weights that it came with.
+    others = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "README.md", "*.png")
+    shutil.copytree(source.folder, partial, ignore=others)
     for name, weights in (("transformer", transformer), ("vae", vae)):
         _write_weights(source.folder / name, partial / name, weights or {}, dtype)
     if latent_scale is not None:

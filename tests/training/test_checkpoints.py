@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +65,13 @@ def test_a_folder_that_is_there_is_replaced_as_a_whole(source, tmp_path):
     assert write_checkpoint(folder, source) == folder
     assert not (folder / "left.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_model_card_stays_with_the_weights_it_is_about(tiny_checkpoint, tmp_path):
+    described = Path(shutil.copytree(tiny_checkpoint, tmp_path / "described"))
+    (described / "README.md").write_text("# Right in nine cases of ten")
+    folder = write_checkpoint(tmp_path / "new", read_checkpoint_config(described))
+    assert not (folder / "README.md").exists()
 
 
 def test_weights_of_another_model_are_refused_by_name(source, tmp_path):
