@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import queue
-import threading
 import time
 import warnings
 from collections import Counter
@@ -42,6 +41,7 @@ from pipeline.recipe import Recipe
 from pipeline.stages.engine_stage import EngineSettings
 from pipeline.stages.fit import RECORD_CPUS, Fit, fit_to_machine
 from pipeline.stages.metrics import StageMetrics
+from pipeline.stages.pump import END, Pump
 from pipeline.stages.register import Attendance, Register
 from pipeline.stages.stage import Road, Row
 from pipeline.stages.ward import Death
@@ -186,7 +186,7 @@ def _string(segments: Sequence[Segment], errand: Errand, fit: Fit, register: ray
 
 def _in_company(statuses: Dataset, errand: Errand, register: ray.actor.ActorHandle) -> Iterator[Row | None]:
     """Status rows as they come. Ray Data runs in a thread, so that signals and standstills are noticed here."""
-    pump = _Pump(statuses)
+    pump = Pump(statuses)
     guard = _Guard(errand, register)
     try:
         while True:
@@ -194,7 +194,7 @@ def _in_company(statuses: Dataset, errand: Errand, register: ray.actor.ActorHand
                 item = pump.items.get(timeout=_TICK_S)
             except queue.Empty:
                 item = None
-            if item is _END:
+            if item is END:
                 guard.look()
                 return
             if isinstance(item, BaseException):
@@ -203,29 +203,7 @@ def _in_company(statuses: Dataset, errand: Errand, register: ray.actor.ActorHand
             if guard.may_leave():
                 return
     finally:
-        pump.is_abandoned.set()
-
-
-_END = object()
-
-
-class _Pump:
-    """Pulls rows out of Ray Data in a thread of its own; errors and the end come as items, too."""
-
-    def __init__(self, statuses: Dataset) -> None:
-        self.items: queue.SimpleQueue = queue.SimpleQueue()
-        self.is_abandoned = threading.Event()
-        threading.Thread(target=self._run, args=(statuses,), name="ray-data", daemon=True).start()
-
-    def _run(self, statuses: Dataset) -> None:
-        try:
-            for row in statuses.iter_rows():
-                if self.is_abandoned.is_set():
-                    return
-                self.items.put(row)
-            self.items.put(_END)
-        except BaseException as error:  # the thread must not end without a word
-            self.items.put(error)
+        pump.leave()
 
 
 class _Guard:
