@@ -34,7 +34,8 @@ def evaluate(prepared: Prepared, show: Show | None = None) -> Scored:
     )
 
 
-def _score(prepared: Prepared, rows: pa.Table) -> dict[str, Any]:
+def labelled_episodes(prepared: Prepared, rows: pa.Table) -> list[LabelledEpisode]:
+    """Each episode's labels in `rows`, beside what was recorded of the same steps."""
     recipe, dataset = prepared.recipe, prepared.dataset
     source = open_action_source("recorded", dataset, recipe)
     episodes = []
@@ -42,4 +43,8 @@ def _score(prepared: Prepared, rows: pa.Table) -> dict[str, Any]:
         positions = own["frame_index"].to_numpy() // recipe.timebase.stride
         recorded = source.read(dataset, index, recipe.timebase)[positions]
         episodes.append(LabelledEpisode(index, np.array(own["action"].to_pylist()), recorded))
-    return score_labels(episodes, action_layout(recipe))
+    return episodes
+
+
+def _score(prepared: Prepared, rows: pa.Table) -> dict[str, Any]:
+    return score_labels(labelled_episodes(prepared, rows), action_layout(prepared.recipe))

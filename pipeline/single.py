@@ -118,26 +118,22 @@ def prepare(settings: SingleRequest) -> PreparedRequest:
 def fill_in_demo(settings: SingleRequest, folder: Path) -> SingleRequest:
     """The same settings with the demo's checkpoint and a video of its first task, which is written to `folder`."""
     from pipeline.demo import IMAGE_SIZE, STATISTICS, TRAINED
-    from pipeline.demo.dataset import DEMO_FPS, render_frames
+    from pipeline.demo.dataset import DEMO_FPS, render_composed
     from pipeline.demo.scripted import play_demo
-    from pipeline.demo.tabletop import DEMO_CAMERA_KEYS
     from pipeline.outputs.videos import write_video
-    from pipeline.views import compose
 
     recording = play_demo(seed=0)[0]
-    views = render_frames(recording, range(recording.num_frames))
     video = folder / "composed.mp4"
     video.parent.mkdir(parents=True, exist_ok=True)
-    pictures = compose([np.stack([view[camera] for view in views]) for camera in DEMO_CAMERA_KEYS], "concat_view")
-    write_video(video, [pictures], fps=DEMO_FPS)
+    write_video(video, [render_composed(recording, range(recording.num_frames))], fps=DEMO_FPS)
+    if settings.action_normalization == "none":
+        settings = replace(settings, action_normalization="quantile", action_stats_path=str(STATISTICS))
     return replace(
         settings,
         checkpoint=str(TRAINED),
         video=str(video),
         prompt=settings.prompt or recording.task,
         view_point=settings.view_point or "concat_view",
-        action_normalization="quantile",
-        action_stats_path=settings.action_stats_path or str(STATISTICS),
         image_size=IMAGE_SIZE,
         out=settings.out or "demo",
     )

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from stage_by_stage import drive_without_ray
 
@@ -23,10 +22,11 @@ from pipeline.config import DatasetConfig, EngineConfig, LabelEvaluationConfig
 from pipeline.demo import IMAGE_SIZE, STATISTICS, TRAINED
 from pipeline.demo.tabletop import DEMO_CAMERA_KEYS
 from pipeline.embodiments import get_embodiment
-from pipeline.evaluating_labels import prepare
+from pipeline.evaluating_labels import labelled_episodes, prepare
 from pipeline.evaluation.label_scores import LabelledEpisode, score_labels
 from pipeline.labelling import merge_recorded
-from pipeline.scoring import action_layout, by_episode
+from pipeline.outputs.merging import read_merged
+from pipeline.scoring import action_layout
 
 # What the right conventions reach at least. A broken one must stay MARGIN below it, in what it concerns.
 THRESHOLDS = {"translation_r2": 0.75, "rotation_r2": 0.65, "gripper_accuracy": 0.9}
@@ -70,12 +70,9 @@ def label(base, tmp_path_factory) -> Callable[..., Labelled]:
         prepared = prepare(replace(base, output_dir=str(tmp_path_factory.mktemp("run")), **changes))
         assert not any(status["error"] for status in drive_without_ray(prepared))
         merge_recorded(prepared, prepared.recorded_keys())
-        timebase, labels, recorded = prepared.recipe.timebase, [], []
-        for index, rows in by_episode(pq.read_table(prepared.output_dir / "labels")):
-            labels.append(np.array(rows["action"].to_pylist()))
-            steps = rows["frame_index"].to_numpy() // timebase.stride
-            recorded.append(recorded_actions(prepared, index)[steps])
-        return Labelled(labels, recorded, action_layout(prepared.recipe))
+        episodes = labelled_episodes(prepared, read_merged(prepared.output_dir / "labels"))
+        layout = action_layout(prepared.recipe)
+        return Labelled([own.labelled for own in episodes], [own.recorded for own in episodes], layout)
 
     return run
 
@@ -83,11 +80,6 @@ def label(base, tmp_path_factory) -> Callable[..., Labelled]:
 @pytest.fixture(scope="module")
 def right(label) -> Labelled:
     return label()
-
-
-def recorded_actions(prepared: Any, index: int) -> np.ndarray:
-    source = open_action_source("recorded", prepared.dataset, prepared.recipe)
-    return source.read(prepared.dataset, index, prepared.recipe.timebase)
 
 
 def assert_falls(broken: Labelled, right: Labelled, *concerned: str) -> None:
@@ -116,7 +108,10 @@ def test_what_is_recorded_in_another_convention_is_not_what_is_labelled(base, ri
     other = replace(get_embodiment("droid_lerobot"), **change)
     monkeypatch.setattr(recipe_room, "get_embodiment", lambda name: other)
     prepared = prepare(base)
-    recorded = [recorded_actions(prepared, index) for index in prepared.dataset.episode_indexes()]
+    source = open_action_source("recorded", prepared.dataset, prepared.recipe)
+    recorded = [
+        source.read(prepared.dataset, index, prepared.recipe.timebase) for index in prepared.dataset.episode_indexes()
+    ]
     assert_falls(right._replace(recorded=recorded), right, *concerned)
 
 

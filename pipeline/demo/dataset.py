@@ -1,7 +1,7 @@
 """The demo's robot videos as LeRobot v3.0 datasets, rendered on the spot. Owns what is in the files.
 
 What moves is known exactly (`choreography`), so the recorded actions are the truth; `tabletop` draws it. May import
-those and `outputs.quiet`; lerobot only while writing, because importing it takes long.
+those, `views` and `outputs.quiet`; lerobot only while writing, because importing it takes long.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.demo.tabletop import DEMO_CAMERA_KEYS, DEMO_HEIGHT_PX, DEMO_WIDTH_
 from pipeline.demo.world import play_world
 from pipeline.errors import DatasetError
 from pipeline.outputs.quiet import quiet_lerobot
+from pipeline.views import compose
 
 DEMO_FPS = 15
 _VIDEO_FILE_MB = 5
@@ -43,6 +44,12 @@ def render_frames(recording: Recording, frames: Sequence[int]) -> list[dict[str,
         )
         for index in frames
     ]
+
+
+def render_composed(recording: Recording, frames: Sequence[int]) -> NDArray[np.uint8]:
+    """The same as the model sees them: all cameras in one picture, [T, 144, 160, 3]."""
+    views = render_frames(recording, frames)
+    return compose([np.stack([view[camera] for view in views]) for camera in DEMO_CAMERA_KEYS], "concat_view")
 
 
 def write_demo_dataset(root: Path, *, seed: int = 0) -> Path:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.actions import geodesic_angle, integrate_actions, poses_from_xyz_euler, recorded_actions, rot6d_to_matrix
+from pipeline.actions import geodesic_angle, integrate_actions, poses_from_xyz_euler, rot6d_to_matrix
 from pipeline.datasets import RobotVideoDataset, open_dataset
 from pipeline.demo.tabletop import DEMO_CAMERA_KEYS, EXTERIOR_CAMERAS, SUPERSAMPLING, TIP_M, Camera
 from pipeline.embodiments import get_embodiment
@@ -23,7 +23,7 @@ from pipeline.outputs.merging import read_merged
 
 _ZOOM = 3
 _STATES = "observation.state.cartesian_position"
-_COMMANDS = "action.gripper_position"
+_ACTIONS = "action"
 _TRUE, _LABELLED = (250, 250, 250), (255, 96, 32)
 _INK, _PAPER, _GRID = (32, 34, 40), (252, 252, 250), (214, 216, 220)
 _TEXT_PX, _GAP_PX, _PLOT_WIDTH_PX = 13, 8, 420
@@ -60,15 +60,9 @@ def _draw_episode(rows: pa.Table, dataset: RobotVideoDataset, index: int) -> Ima
     if not own.num_rows:
         raise ResultError(f"Episode {index} has no labels. Run jobs/label_inverse.py again until it is complete.")
     labelled = np.array(own["action"].to_pylist(), dtype=np.float64)
-    columns = dataset.read_columns(index, (_STATES, _COMMANDS))
-    droid = get_embodiment("droid_lerobot")
-    poses = poses_from_xyz_euler(columns[_STATES], droid.frame_rotation)
-    true = recorded_actions(
-        columns[_STATES],
-        columns[_COMMANDS][:, 0],
-        frame_rotation=droid.frame_rotation,
-        inverts_gripper=droid.inverts_gripper,
-    )
+    columns = dataset.read_columns(index, (_STATES, _ACTIONS))
+    poses = poses_from_xyz_euler(columns[_STATES], get_embodiment("droid_lerobot").frame_rotation)
+    true = columns[_ACTIONS][:-1]  # nothing follows the last frame
     ways = {_TRUE: poses, _LABELLED: integrate_actions(poses[0], labelled)}
     views = []
     for key in DEMO_CAMERA_KEYS[1:]:

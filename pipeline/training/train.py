@@ -110,11 +110,9 @@ def _train_vae(
         return Components.of(clips, model.config.z_dim)
 
     def run(name: str, num_steps: int, loss: Callable[[torch.Generator], tuple]) -> float:
-        training, pictures = (
-            Training(model, _loop(config, num_steps, config.vae_learning_rate), work / name),
-            work / name,
-        )
-        training.run(loss, doing=name, look=lambda: draw_reconstructions(model, episodes(), pictures / "samples.png"))
+        training = Training(model, _loop(config, num_steps, config.vae_learning_rate), work / name)
+        picture = training.folder / "samples.png"
+        training.run(loss, doing=name, look=lambda: draw_reconstructions(model, episodes(), picture))
         with torch.no_grad():
             for parameter_name, weights in training.averaged().items():
                 model.get_parameter(parameter_name).copy_(weights)

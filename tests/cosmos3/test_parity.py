@@ -18,10 +18,9 @@ from pipeline.cosmos3.processor import Cosmos3PolicyProcessor
 from pipeline.cosmos3.prompt import Caption
 from pipeline.demo import STATISTICS, TRAINED
 from pipeline.demo.choreography import true_actions
-from pipeline.demo.dataset import render_frames
+from pipeline.demo.dataset import render_composed
 from pipeline.demo.scripted import play_demo
-from pipeline.demo.tabletop import DEMO_CAMERA_KEYS
-from pipeline.views import choose_canvas, compose
+from pipeline.views import choose_canvas
 
 SEED, FPS = 3, 15.0
 GRID = (11, 13)  # odd on both axes: the last row and column of patches are half padding
@@ -146,8 +145,7 @@ def test_the_demo_s_checkpoint_gives_the_peers_answers(demo_pair, mode):
     The peer's prompts have no sentence for composed views, so both are told of a single one.
     """
     recording = play_demo(seed=0)[0]
-    views = render_frames(recording, range(17))
-    frames = compose([np.stack([view[camera] for view in views]) for camera in DEMO_CAMERA_KEYS], "concat_view")
+    frames = render_composed(recording, range(17))
     normalizer = load_normalizer("quantile", STATISTICS, 10)
     actions = torch.from_numpy(normalizer.normalize(true_actions(recording)[:16]))
     given = actions if mode == "forward_dynamics" else None
