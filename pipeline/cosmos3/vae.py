@@ -5,6 +5,7 @@ It is causal in time: a latent frame depends on pixel frames up to its own, so a
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from torch import nn
 
 from pipeline.cosmos3.loading import load_strictly, no_names
 from pipeline.errors import CheckpointError
@@ -38,22 +40,22 @@ class VideoVae:
         """Loads encoder and `quant_conv` strictly; the decoder, four fifths of the weights, only if asked for."""
         model = _build(config, decoder=decoder)
         load_strictly(model, folder, device=device, dtype=dtype, skip=no_names if decoder else _is_decoder)
+        if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            _convolve_by_onednn(model)
         return cls(model.eval(), has_decoder=decoder)
 
-    def encode(self, clips: Sequence[torch.Tensor], *, same_bits: bool = True) -> list[torch.Tensor]:
+    def encode(self, clips: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """[3, T, H, W] clips (uint8, or float in [-1, 1]; T = 4k + 1) -> [C, t, h, w] fp32, in order.
 
         Clips of one shape are encoded together, up to a budget of pixels. Not so in fp32: a convolution over several
-        clips rounds differently from one over each, and fp32 promises the same bits alone and in a batch. Who does not
-        need that, says so: together they take a fraction of the time.
+        clips rounds differently from one over each, and fp32 promises the same bits alone and in a batch.
         """
         by_shape: dict[torch.Size, list[int]] = defaultdict(list)
         for index, clip in enumerate(clips):
             by_shape[clip.shape].append(index)
         latents: list[torch.Tensor | None] = [None] * len(clips)
         for shape, indexes in by_shape.items():
-            alone = same_bits and self._dtype == torch.float32
-            per_call = 1 if alone else max(1, _MAX_PIXELS_PER_CALL // shape[1:].numel())
+            per_call = 1 if self._dtype == torch.float32 else max(1, _MAX_PIXELS_PER_CALL // shape[1:].numel())
             for start in range(0, len(indexes), per_call):
                 chosen = indexes[start : start + per_call]
                 for index, latent in zip(chosen, self._encode(torch.stack([clips[i] for i in chosen])), strict=True):
@@ -85,6 +87,19 @@ def _build(config: dict[str, Any], *, decoder: bool) -> AutoencoderKLWan:
     if not decoder:
         del model.decoder, model.post_quant_conv
     return model
+
+
+def _convolve_by_onednn(model: nn.Module) -> None:
+    """For one clip of few channels torch chooses a kernel of its own, which takes three times as long."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module._conv_forward = functools.partial(_onednn_conv3d, module)
+
+
+def _onednn_conv3d(
+    conv: nn.Conv3d, input_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return torch.mkldnn_convolution(input_BCTHW, weight, bias, conv.padding, conv.stride, conv.dilation, conv.groups)
 
 
 def _is_decoder(name: str) -> bool:

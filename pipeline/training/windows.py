@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
-from itertools import batched
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,6 @@ from pipeline.storage import write_atomically
 from pipeline.training.flow import Example
 from pipeline.views import LATENT_STRIDE_FRAMES, Canvas
 
-_CLIPS_PER_ENCODING = 4
 _WINDOWS_PER_TASK = 8
 
 
@@ -136,18 +134,15 @@ def write_windows(
     latents, actions, tasks, counts = [], [], [], []
     for episode in tqdm(episodes, desc="latents", unit="episode"):
         last = max(len(episode.actions) - chunk, 0)
-        for starts in batched(sorted({*range(0, last, stride), last}), _CLIPS_PER_ENCODING):
-            clips = [
-                processor.window_inputs(episode.frames[start : start + chunk + 1], canvas, episode.task)["pixel_values"]
-                for start in starts
-            ]
+        for start in sorted({*range(0, last, stride), last}):
+            pictures = episode.frames[start : start + chunk + 1]
+            [latent] = vae.encode([processor.window_inputs(pictures, canvas, episode.task)["pixel_values"]])
             # The canvas' margins are cropped in latent space, as the engine does.
-            encoded = vae.encode(clips, same_bits=False)
-            latents.extend(latent[:, :, :rows, :columns].half() for latent in encoded)
-            own = [episode.actions[start : start + chunk] for start in starts]
-            actions.extend(processor.cond_action(rows_RA) for rows_RA in own)
-            counts.extend(len(rows_RA) for rows_RA in own)
-            tasks.extend([episode.task] * len(starts))
+            latents.append(latent[:, :, :rows, :columns].half())
+            own = episode.actions[start : start + chunk]
+            actions.append(processor.cond_action(own))
+            counts.append(len(own))
+            tasks.append(episode.task)
     tensors = {"latents": torch.stack(latents), "actions": torch.stack(actions)}
     about = json.dumps({"tasks": tasks, "num_actions": counts, "canvas": list(astuple(canvas))})
     path.parent.mkdir(parents=True, exist_ok=True)
