@@ -6,6 +6,7 @@ it takes the process along (SIGSEGV).
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -44,7 +45,9 @@ class Pump:
         deadline_s = time.monotonic() + _ABANDONED_WITHIN_S
         while self._thread.is_alive() and time.monotonic() < deadline_s:
             for executor in self._executors:
-                executor.shutdown(force=True)  # in vain as long as it only begins: then again
+                # In vain as long as it only begins: then again. What fails here failed before, and was told.
+                with contextlib.suppress(Exception):
+                    executor.shutdown(force=True)
             self._thread.join(_TICK_S)
 
     def _run(self, rows: Dataset) -> None:
