@@ -33,6 +33,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import RayConfig
 from pipeline.errors import ConfigError, StageError
@@ -133,7 +134,7 @@ def stream(segments: Sequence[Segment], errand: Errand) -> Iterator[Row | None]:
     _configure(errand.config)
     names = [stage.name for stage, _ in errand.road.stages]
     actors = dict(zip(names, (fit.num_loaders, fit.num_engines, 1), strict=True))
-    register = ray.remote(Register).options(num_cpus=0).remote(actors)
+    register = ray.remote(Register).options(num_cpus=0, scheduling_strategy=_beside_the_driver()).remote(actors)
     for first in range(0, len(segments), SEGMENTS_PER_WAVE):
         wave = segments[first : first + SEGMENTS_PER_WAVE]
         heard_of = set()
@@ -144,6 +145,11 @@ def stream(segments: Sequence[Segment], errand: Errand) -> Iterator[Row | None]:
         if errand.stop.is_requested:
             return
         yield from _alone([segment for segment in wave if segment.key not in heard_of], errand, fit, register)
+
+
+def _beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    """Ray places an actor that takes nothing anywhere, also on a node that is lost later, and the run with it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _string(segments: Sequence[Segment], errand: Errand, fit: Fit, register: ray.actor.ActorHandle) -> Dataset:
