@@ -202,7 +202,7 @@ def test_another_process_under_the_same_number_is_not_the_holder():
 def test_a_living_holder_on_another_machine_is_found_out_by_watching(folder):
     said = []
     with (
-        hold_lease(folder, run_id="first", periods=QUICK, machine=ELSEWHERE),
+        hold_lease(folder, run_id="first", periods=SLOW, machine=ELSEWHERE),
         pytest.raises(LeaseError, match="@elsewhere"),
         hold_lease(folder, run_id="second", periods=SLOW, say=said.append),
     ):
