@@ -104,21 +104,23 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 def processes(name: str, *, ready: bool = True) -> Iterator[int]:
     """Process ids of Ray's actors that hold this stage; without `ready` also of those that are still building it."""
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        title = " ".join(process.info["cmdline"] or ())
+    for process_id, title in _titles():
         if f"Map({name})" in title and not (ready and "__init__" in title):
-            yield process.pid
+            yield process_id
 
 
 def register_process() -> int:
     """The process id of the actor that a run keeps its books in."""
+    [register] = [process_id for process_id, title in _titles() if "ray::Register" in title]
+    return register
+
+
+def _titles() -> Iterator[tuple[int, str]]:
+    """Of all processes; Ray's tell what they do in theirs."""
     import psutil
 
-    titles = {process.pid: process.info["cmdline"] or () for process in psutil.process_iter(["cmdline"])}
-    [register] = [pid for pid, title in titles.items() if "ray::Register" in " ".join(title)]
-    return register
+    for process in psutil.process_iter(["cmdline"]):
+        yield process.pid, " ".join(process.info["cmdline"] or ())
 
 
 def raylet_of(process_id: int) -> int:

@@ -131,7 +131,7 @@ def test_a_lost_node_costs_nothing(joined, drill, undisturbed):
             joined.remove_node(node)
     assert len(nodes) == 1
     assert len(spread) == 2, "engines are spread over nodes"
-    assert not joining.intersection(books), "a run's books are kept where its driver is"
+    assert joining.isdisjoint(books), "a run's books are kept where its driver is"
     assert summary.exit_code == 0, summary.render()
     assert_equal_labels(drill.merged(), undisturbed.labels)
     assert_conserved(drill)
