@@ -23,20 +23,25 @@ _TIMESTEPS = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSettings:
-    """Shares of the modes need not add up to one."""
+    """Shares of the modes need not add up to one. A policy is asked most where an episode begins."""
 
     mode_shares: Mapping[str, float] = field(
-        default_factory=lambda: {"inverse_dynamics": 0.4, "forward_dynamics": 0.35, "policy": 0.25}
+        default_factory=lambda: {"inverse_dynamics": 0.45, "forward_dynamics": 0.5, "policy": 0.05}
+    )
+    opening_mode_shares: Mapping[str, float] = field(
+        default_factory=lambda: {"inverse_dynamics": 0.25, "forward_dynamics": 0.3, "policy": 0.45}
     )
     flow_shift: float = 10.0
     text_dropout: float = 0.1  # share of samples that see the empty prompt, for guidance
     action_weight: float = 10.0
 
-    def draw_modes(self, count: int, generator: torch.Generator) -> list[str]:
-        names = list(self.mode_shares)
-        shares = torch.tensor([self.mode_shares[name] for name in names])
-        drawn = torch.multinomial(shares, count, replacement=True, generator=generator)
-        return [names[index] for index in drawn.tolist()]
+    def draw_modes(self, opens: Sequence[bool], generator: torch.Generator) -> list[str]:
+        """One for each window; `opens` tells whether its episode begins with it."""
+        tables = (self.mode_shares, self.opening_mode_shares)
+        names = list(dict.fromkeys(name for table in tables for name in table))
+        shares = torch.tensor([[table.get(name, 0.0) for name in names] for table in tables])
+        drawn = torch.multinomial(shares[list(map(int, opens))], 1, generator=generator)
+        return [names[index] for index in drawn[:, 0].tolist()]
 
     def draw_levels(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """[count] noise levels in 0..1, on the shifted grid of inference."""
@@ -55,6 +60,7 @@ class Example:
     video_CTHW: torch.Tensor  # normalised latents
     action_RA: torch.Tensor  # model space, zero beyond raw_action_dim
     num_actions: int
+    opens: bool = False  # the episode begins with it
 
     def is_recorded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks of video and action: a latent frame counts if all of its pixel frames do."""
@@ -85,7 +91,7 @@ def flow_loss(
     model: Cosmos3Transformer, examples: Sequence[Example], settings: FlowSettings, generator: torch.Generator
 ) -> FlowLoss:
     """The loss of one batch, with a graph behind `total`. Draws modes, noise and levels from `generator`."""
-    modes = settings.draw_modes(len(examples), generator)
+    modes = settings.draw_modes([example.opens for example in examples], generator)
     levels = settings.draw_levels(len(examples), generator)
     is_empty = (torch.rand(len(examples), generator=generator) < settings.text_dropout).tolist()
     texts = _Texts(model)

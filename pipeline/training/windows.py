@@ -7,7 +7,6 @@ from the processor: a model is trained on exactly what it will be asked with.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from pipeline.storage import write_atomically
 from pipeline.training.flow import Example
 from pipeline.views import LATENT_STRIDE_FRAMES, Canvas
 
-_WINDOWS_PER_TASK = 8
+_OPENING_SHARE = 0.4  # of what is drawn begins an episode: there everything that the task says is still to be done
 
 
 @dataclass(frozen=True)
@@ -76,26 +75,23 @@ class WindowStore:
             with safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["windows"])
                 self._latents, self._actions = file.get_tensor("latents"), file.get_tensor("actions")
-            self._tasks, self._num_actions = about["tasks"], about["num_actions"]
+            self._tasks, self._num_actions, self._opens = about["tasks"], about["num_actions"], about["opens"]
             self._canvas = Canvas(*about["canvas"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{path}: expected a training's windows, found {error!r}. Remove it.") from error
         self._requests: dict[str, Cosmos3ActionRequest] = {}
-        self._of_task: dict[str, list[int]] = {}
-        for index, task in enumerate(self._tasks):
-            self._of_task.setdefault(task, []).append(index)
+        self._openings = [index for index, opens in enumerate(self._opens) if opens]
+        # Episodes of one window each have no others.
+        self._others = [index for index, opens in enumerate(self._opens) if not opens] or self._openings
 
     def __len__(self) -> int:
         return len(self._latents)
 
     def draw(self, count: int, generator: torch.Generator) -> list[Example]:
-        """Windows that share their tasks by eights: a prompt is longer than a window, and is encoded once for all."""
-        drawn = []
-        for first in torch.randint(len(self), (math.ceil(count / _WINDOWS_PER_TASK),), generator=generator).tolist():
-            alike = self._of_task[self._tasks[first]]
-            others = torch.randint(len(alike), (_WINDOWS_PER_TASK - 1,), generator=generator).tolist()
-            drawn += [first, *(alike[other] for other in others)]
-        return [self[index] for index in drawn[:count]]
+        """Any windows, those that begin an episode more often than they are there."""
+        is_opening = torch.rand(count, generator=generator) < _OPENING_SHARE
+        pools = [self._openings if opens else self._others for opens in is_opening.tolist()]
+        return [self[pool[int(torch.randint(len(pool), (), generator=generator))]] for pool in pools]
 
     def __getitem__(self, index: int) -> Example:
         return Example(
@@ -103,6 +99,7 @@ class WindowStore:
             self._latents[index].float(),
             self._actions[index],
             num_actions=self._num_actions[index],
+            opens=self._opens[index],
         )
 
     def _request(self, task: str) -> Cosmos3ActionRequest:
@@ -131,7 +128,8 @@ def write_windows(
     _, rows, columns = canvas.latent_shape(chunk + 1)
     if any(episode.canvas != canvas for episode in episodes):
         raise DatasetError("Expected episodes of one picture size, found several. Train on one dataset at a time.")
-    latents, actions, tasks, counts = [], [], [], []
+    latents, actions = [], []
+    about = {"tasks": [], "num_actions": [], "opens": [], "canvas": list(astuple(canvas))}
     for episode in tqdm(episodes, desc="latents", unit="episode"):
         last = max(len(episode.actions) - chunk, 0)
         for start in sorted({*range(0, last, stride), last}):
@@ -141,9 +139,9 @@ def write_windows(
             latents.append(latent[:, :, :rows, :columns].half())
             own = episode.actions[start : start + chunk]
             actions.append(processor.cond_action(own))
-            counts.append(len(own))
-            tasks.append(episode.task)
+            about["tasks"].append(episode.task)
+            about["num_actions"].append(len(own))
+            about["opens"].append(start == 0)
     tensors = {"latents": torch.stack(latents), "actions": torch.stack(actions)}
-    about = json.dumps({"tasks": tasks, "num_actions": counts, "canvas": list(astuple(canvas))})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda partial: save_file(tensors, partial, {"windows": about}))
+    write_atomically(path, lambda partial: save_file(tensors, partial, {"windows": json.dumps(about)}))

@@ -49,7 +49,7 @@ def test_a_batch_of_levels_is_what_the_engine_s_packing_gives_alone(model, mode)
     examples, settings = [example(1), example(2, grid=(3, 3))], only(mode)
     found = loss_of(model, examples, settings)
     generator = torch.Generator().manual_seed(0)
-    settings.draw_modes(2, generator)
+    settings.draw_modes([False, False], generator)
     levels = settings.draw_levels(2, generator)
     torch.rand(2, generator=generator)
     total = 0.0
@@ -134,9 +134,12 @@ def test_levels_follow_the_shifted_grid_of_inference():
 
 
 def test_modes_come_in_their_shares():
-    drawn = FlowSettings().draw_modes(10_000, torch.Generator().manual_seed(0))
-    for mode, share in FlowSettings().mode_shares.items():
-        assert drawn.count(mode) / 10_000 == pytest.approx(share, abs=0.02)
+    settings, generator = FlowSettings(), torch.Generator().manual_seed(0)
+    drawn = settings.draw_modes([False, True] * 10_000, generator)
+    for first, shares in enumerate((settings.mode_shares, settings.opening_mode_shares)):
+        for mode, share in shares.items():
+            assert drawn[first::2].count(mode) / 10_000 == pytest.approx(share, abs=0.02)
+    assert settings.opening_mode_shares["policy"] > settings.mode_shares["policy"]
 
 
 def test_gradients_reach_both_towers_and_all_heads(model):

@@ -75,6 +75,7 @@ def test_windows_begin_at_every_stride_and_at_the_last_place(store):
     # 11 actions, windows of 8: at 0, 2 and 3. The other episode has six actions, and is one window.
     assert len(store) == 4
     assert [store[index].num_actions for index in range(4)] == [8, 8, 8, 6]
+    assert [store[index].opens for index in range(4)] == [True, False, False, True]
 
 
 def test_a_window_is_what_the_engine_would_be_given(read, parts, store):
@@ -99,12 +100,20 @@ def test_a_window_is_what_the_engine_would_be_given(read, parts, store):
         assert found.request.domain_id == request.domain_id
 
 
-def test_windows_are_drawn_by_eights_of_one_task(store):
-    drawn = store.draw(10, torch.Generator().manual_seed(0))
+def test_what_is_drawn_follows_from_the_generator(store):
+    drawn, again = (store.draw(10, torch.Generator().manual_seed(0)) for _ in range(2))
     assert len(drawn) == 10
-    assert len({example.request.text_ids for example in drawn[:8]}) == 1
-    again = store.draw(10, torch.Generator().manual_seed(0))
     assert all(torch.equal(one.video_CTHW, other.video_CTHW) for one, other in zip(drawn, again, strict=True))
+
+
+def test_windows_that_begin_an_episode_are_drawn_more_often_than_they_are_there(read, parts, tmp_path):
+    (recipe, [longest, _]), (tokenizer, vae) = read, parts
+    path = tmp_path / "windows.safetensors"
+    write_windows(path, [longest], recipe, tokenizer, vae, stride=1)
+    store = WindowStore(path, recipe, tokenizer)
+    assert [store[index].opens for index in range(4)] == [True, False, False, False]
+    opens = [example.opens for example in store.draw(4000, torch.Generator().manual_seed(0))]
+    assert sum(opens) / 4000 == pytest.approx(0.4, abs=0.03)
 
 
 def test_pictures_of_several_sizes_are_refused(read, parts, tmp_path):
