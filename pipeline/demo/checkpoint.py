@@ -6,6 +6,7 @@ It is saved by diffusers' own classes, so that whatever loads it also loads the 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pipeline.embodiments import VIEW_POINT_SENTENCES
+from pipeline.embodiments import VIEW_POINT_SENTENCES, get_embodiment
 
 _SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 # The chat format of the Qwen family, reduced to what a single user turn needs.
@@ -153,17 +154,19 @@ def _vae_settings(base_dim: int, z_dim: int) -> dict[str, Any]:
 
 
 def _write_tokenizer(folder: Path, vocab_size: int, corpus: Sequence[str]) -> None:
-    """A byte-level BPE, trained on the words that captions are made of."""
+    """A byte-level BPE, trained on the words that captions are made of; what all of them say is a token each."""
+    phrases = _standing_phrases()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(_SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(phrases),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(list(_SPECIAL_TOKENS))
+    tokenizer.add_tokens(phrases)
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(
@@ -187,11 +190,26 @@ def _corpus() -> list[str]:
         "resolution": {"H": 544, "W": 736},
         "aspect_ratio": "4,3",
     }
-    layout = (
-        "The top row is from the wrist-mounted camera. The bottom row contains two horizontally concatenated "
-        "third-person perspective views of the scene from opposite sides, with the robot visible."
-    )
-    return [*VIEW_POINT_SENTENCES.values(), layout, json.dumps(caption), "user\n", "assistant\n"]
+    return [*_framings(), json.dumps(caption), "user\n", "assistant\n"]
+
+
+def _framings() -> list[str]:
+    return [*VIEW_POINT_SENTENCES.values(), get_embodiment("droid_lerobot").view_description]
+
+
+def _standing_phrases() -> list[str]:
+    """What captions say around the task and the numbers. A small model would have to find the task among all that:
+    six words of a hundred and thirty.
+    """
+    caption = {
+        "cinematography": {"framing": "?"},
+        "actions": [{"time": "0:00-0:01", "description": "?"}],
+        "duration": "?",
+        "fps": None,
+        "resolution": {"H": None, "W": None},
+        "aspect_ratio": "?",
+    }
+    return [*_framings(), *re.split(r"\?|null", json.dumps(caption))[:-1]]
 
 
 def _model_index() -> dict:
