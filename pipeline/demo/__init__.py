@@ -25,14 +25,14 @@ HELD_OUT_EPISODES, HELD_OUT_SEED = 64, 1
 IMAGE_SIZE = 256  # the smallest tier; the demo's pictures are smaller still
 # The trained checkpoint's: small enough to ship, large enough to learn what it is shown.
 _TRAINED_SIZE = {
-    "hidden_size": 192,  # of which a patch of noise, 4 x 32 numbers, needs a part to itself
+    "hidden_size": 192,  # of which a patch of noise, 4 x 16 numbers, needs a part to itself
     "intermediate_size": 384,
     "num_hidden_layers": 5,
     "head_dim": 32,
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
     "vae_base_dim": 8,
-    "latent_channels": 32,
+    "latent_channels": 16,
     "vocab_size": 560,
     "rope_theta": 50.0,  # a head is a quarter as wide as Nano's: these are the first quarter of Nano's frequencies
     "num_embodiment_domains": 9,  # DROID's is number 8

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal.windows import gaussian
 from scipy.spatial.transform import Rotation, Slerp
 
 from pipeline.actions import recorded_actions
@@ -20,10 +21,12 @@ from pipeline.embodiments import get_embodiment
 Array = NDArray[np.floating]
 
 _FINGERS_DOWN_RAD = np.array([np.pi, 0.0, 0.0])
-# m, rad; of white noise before it is smoothed. Mostly a turn about the approach axis: from 96 x 160 pixels of a flat
-# table a tilt of the hand and a step aside look nearly the same.
-_SWAY = np.array([0.006, 0.006, 0.005, 0.02, 0.02, 0.2])
-_SMOOTHING = np.array([1, 4, 6, 4, 1]) / 16  # over neighbouring frames: what the next one does can be seen coming
+# m, rad; the standard deviation in the middle of a leg. Mostly a turn about the approach axis: from 96 x 160 pixels of
+# a flat table a tilt of the hand and a step aside look nearly the same.
+_SWAY = np.array([0.004, 0.004, 0.003, 0.01, 0.01, 0.4])
+# Over neighbouring frames, like a hand's: what the next one does can be seen coming, four frames at a time.
+_SMOOTHING = gaussian(31, std=5)
+_LONG_LEG_FRAMES = 20  # a shorter one leaves less time for it
 
 
 class Leg(NamedTuple):
@@ -143,8 +146,9 @@ def _sway(leg: Leg, rng: np.random.Generator) -> tuple[Array, Array]:
     """
     frames = leg.num_frames
     white = rng.normal(size=(frames + len(_SMOOTHING) - 1, 6))
-    smooth = np.apply_along_axis(np.convolve, 0, white, _SMOOTHING, mode="valid")
-    swing = np.sin(np.pi * np.arange(1, frames + 1) / frames)[:, None] * smooth * _SWAY
+    smooth = np.apply_along_axis(np.convolve, 0, white, _SMOOTHING / np.linalg.norm(_SMOOTHING), mode="valid")
+    swing = np.sin(np.pi * np.arange(1, frames + 1) / frames)[:, None] ** 2 * smooth * _SWAY
+    swing *= min(1.0, frames / _LONG_LEG_FRAMES) ** 2
     if leg.carries:
         swing[:, 2:5] = 0.0
     return swing[:, :3], swing[:, 3:]

@@ -30,7 +30,7 @@ DEMO_FPS = 15
 _VIDEO_FILE_MB = 5
 SCENES_NAME = "scenes.json"
 _MANY_EPISODES, _EPISODES_AHEAD = 20, 4
-_DEMO_VERSION = 3  # part of demo.json: raise it when the same seed would give other frames
+_DEMO_VERSION = 4  # part of demo.json: raise it when the same seed would give other frames
 
 
 def render_frames(recording: Recording, frames: Sequence[int]) -> list[dict[str, NDArray[np.uint8]]]:

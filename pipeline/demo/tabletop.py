@@ -7,10 +7,8 @@ a picture is drawn from one pose per part. Shapes: N points, F faces, P points o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -33,7 +31,7 @@ MAX_OPENING_M = 0.085
 SUPERSAMPLING = 3  # pixels are drawn so many times as large, and then averaged
 _CANVAS_PX = (DEMO_WIDTH_PX * SUPERSAMPLING, DEMO_HEIGHT_PX * SUPERSAMPLING)
 _TABLE_X_M, _TABLE_Y_M = (-0.16, 0.84), (-0.5, 0.5)
-_TILES = (12, 16)  # along x and y
+_WAVE_M = 0.4  # of the cloth on the table
 _WHITE, _GREY, _BLACK = (234, 234, 230), (124, 130, 140), (54, 56, 62)
 _SHOULDER_M, _UPPER_M, _FORE_M, _WRIST_M = 0.28, 0.29, 0.31, 0.09
 _NEAR_M = 0.005
@@ -47,13 +45,12 @@ def transform(xyz_m: Array, rotation: Rotation) -> Array:
 
 @dataclass(frozen=True)
 class Look:
-    """What differs from scene to scene: colours, the light's direction (a unit vector towards it), the wood."""
+    """What differs from scene to scene: colours, and the light's direction (a unit vector towards it)."""
 
-    wood: Rgb = (186, 148, 106)
+    cloth: Rgb = (190, 182, 170)
     wall: Rgb = (208, 216, 222)
     floor: Rgb = (118, 122, 128)
     to_light: tuple[float, float, float] = (0.2503, -0.3504, 0.9025)
-    wood_seed: int = 7
 
 
 @dataclass(frozen=True)
@@ -194,6 +191,14 @@ class Camera(NamedTuple):
         depth_m = points[:, 2:]
         return focal_px * points[:, :2] / np.maximum(depth_m, _NEAR_M) + np.divide(_CANVAS_PX, 2), depth_m[:, 0]
 
+    def rays(self) -> Array:
+        """[96, 160, 3] where each of the picture's pixels looks, in the world; one metre deep."""
+        focal_px = DEMO_WIDTH_PX / 2 / np.tan(np.deg2rad(self.field_of_view_deg) / 2)
+        columns = (np.arange(DEMO_WIDTH_PX) + 0.5 - DEMO_WIDTH_PX / 2) / focal_px
+        rows = (np.arange(DEMO_HEIGHT_PX) + 0.5 - DEMO_HEIGHT_PX / 2) / focal_px
+        right, down = np.meshgrid(columns, rows)
+        return np.stack([right, down, np.ones_like(right)], axis=-1) @ self.pose44[:3, :3].T
+
 
 def _look_at(position_m: tuple[float, ...], target_m: tuple[float, ...], field_of_view_deg: float) -> Camera:
     forward = np.subtract(target_m, position_m) / np.linalg.norm(np.subtract(target_m, position_m))
@@ -229,7 +234,6 @@ class Renderer:
         self._names = [solid.name for solid in solids]
         self._faces = _gather([*_ROBOT, *((_solid(solid), solid.colour) for solid in solids)])
         self._look, self._to_light = look, np.array(look.to_light)
-        self._table = _table(look)
         self._exterior_tables = [self._draw_table(camera) for camera in EXTERIOR_CAMERAS.values()]
 
     def views(self, hand44: Array, poses: Mapping[str, Array], gripper_position: float) -> dict[str, NDArray[np.uint8]]:
@@ -251,17 +255,17 @@ class Renderer:
         return dict(zip(DEMO_CAMERA_KEYS, pictures, strict=True))
 
     def _draw_table(self, camera: Camera) -> Image.Image:
-        """The table lies behind everything, whatever the view."""
-        image = Image.new("RGB", _CANVAS_PX, self._look.floor)
-        draw = ImageDraw.Draw(image)
-        draw.rectangle((0, 0, _CANVAS_PX[0], _CANVAS_PX[1] * 0.22), fill=self._look.wall)
-        points_T43, colours = self._table
-        pixels, depth_m = camera.project(points_T43.reshape(-1, 3))
-        is_ahead = depth_m.reshape(-1, 4).min(axis=1) > _NEAR_M
-        for outline, colour, ahead in zip(pixels.reshape(-1, 8).tolist(), colours, is_ahead.tolist(), strict=True):
-            if ahead:
-                draw.polygon(outline, fill=colour)
-        return image
+        """The table lies behind everything, whatever the view. What it looks like is smooth, so pixels are enough."""
+        rays, eye_m = camera.rays(), camera.pose44[:3, 3]
+        away = eye_m[2] / np.maximum(-rays[..., 2:], _NEAR_M)
+        points = eye_m + away * rays
+        low_m, high_m = np.stack([_TABLE_X_M, _TABLE_Y_M], axis=1)
+        is_table = (rays[..., 2] < 0) & ((low_m < points[..., :2]) & (points[..., :2] < high_m)).all(-1)
+        picture = np.empty((*is_table.shape, 3))
+        picture[:] = self._look.floor
+        picture[: round(DEMO_HEIGHT_PX * 0.22)] = self._look.wall
+        picture[is_table] = _cloth(points[is_table], self._look)
+        return Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize(_CANVAS_PX, Image.Resampling.BILINEAR)
 
     def _draw_shadow(self, image: Image.Image, camera: Camera, points_N3: Array, normals_F3: Array) -> None:
         """Darkens the table where a face stands between it and the light."""
@@ -270,7 +274,7 @@ class Renderer:
         mask = Image.new("L", image.size)
         draw = ImageDraw.Draw(mask)
         for outline, _ in self._outlines(camera, on_table, np.flatnonzero(normals_F3 @ self._to_light > 0)):
-            draw.polygon(outline, fill=90)
+            draw.polygon(outline, fill=70)
         image.paste(_BLACK, mask=mask)
 
     def _draw_faces(
@@ -294,14 +298,9 @@ class Renderer:
         return [(flat[starts[face] : starts[face + 1]], face) for face in faces.tolist() if nearest_m[face] > _NEAR_M]
 
 
-@functools.lru_cache(maxsize=64)
-def _table(look: Look) -> tuple[Array, list[Rgb]]:
-    """Tiles [T, 4, 3] of lighter and darker wood: they show motion, and none reaches far behind a camera."""
-    xs, ys = (np.linspace(*edge, count + 1) for edge, count in zip((_TABLE_X_M, _TABLE_Y_M), _TILES, strict=True))
-    corners = [
-        [(x0, y0, 0), (x1, y0, 0), (x1, y1, 0), (x0, y1, 0)] for x0, x1 in pairwise(xs) for y0, y1 in pairwise(ys)
-    ]
-    shades = np.random.default_rng(look.wood_seed).uniform(0.5, 1.2, len(corners))
-    light = 0.62 + 0.38 * look.to_light[2]
-    colours = [tuple(min(int(light * channel * shade), 255) for channel in look.wood) for shade in shades]
-    return np.array(corners), colours
+def _cloth(points_N3: Array, look: Look) -> Array:
+    """[N, 3] colours: waves of light along x and y. Smooth, so that a few numbers tell where it went; and of one hue,
+    so that what has a colour is an object.
+    """
+    waves = np.sin(2 * np.pi * points_N3[:, :2] / _WAVE_M).sum(1, keepdims=True)
+    return (0.62 + 0.38 * look.to_light[2]) * (0.8 + 0.2 * waves) * look.cloth

@@ -19,8 +19,9 @@ from pipeline.demo.objects import COLOURS, HELD_OUT, SHAPES, solid
 from pipeline.demo.tabletop import MAX_OPENING_M, Look, Solid, transform
 
 _FINGER_M = 0.018  # closed fingers, from their middle to where they touch what they push
-_METRES_PER_FRAME = 0.0085  # on average over a leg; half as much again in its middle
+_METRES_PER_FRAME = 0.0075  # on average over a leg; half as much again in its middle
 _LEAST_DISTANCE_M = 0.12  # between two objects
+_ASIDE_M = 0.03  # an object that has a place of its own is so far to the side of every other one
 _TASKS_PER_SCENE = 2
 _SHARE_HELD, _SHARE_CLOSED = 0.1, 0.25  # of the scenes: that begin with an object in the hand, and with a closed one
 
@@ -62,8 +63,8 @@ def _draw_solids(rng: np.random.Generator, held_out: bool) -> tuple[Solid, ...]:
 def _draw_start(rng: np.random.Generator) -> Start:
     """Anywhere above the table, whatever is to be done."""
     return Start(
-        tip_m=np.array([rng.uniform(0.34, 0.52), rng.uniform(-0.17, 0.17), rng.uniform(0.10, 0.16)]),
-        turn_rad=np.deg2rad(rng.uniform(-1, 1, 3) * [6, 6, 60]),
+        tip_m=np.array([rng.uniform(0.36, 0.48), rng.uniform(-0.12, 0.12), rng.uniform(0.12, 0.18)]),
+        turn_rad=np.deg2rad(rng.uniform(-1, 1, 3) * [6, 6, 40]),
         gripper_command=float(rng.random() < _SHARE_CLOSED),
     )
 
@@ -96,7 +97,7 @@ def _place(solids: Sequence[Solid], rng: np.random.Generator, *, lifted_m: float
     poses = {}
     for index, (each, place) in enumerate(zip(solids, places, strict=True)):
         height_m = each.height_m / 2 + (lifted_m if index == 0 else 0.0)
-        turned = Rotation.from_euler("z", rng.uniform(-60, 60), degrees=True)
+        turned = Rotation.from_euler("z", rng.uniform(-25, 25), degrees=True)
         poses[each.name] = transform(np.array([*place, height_m]), turned)
     return poses
 
@@ -108,11 +109,10 @@ def _draw_look(rng: np.random.Generator) -> Look:
 
     to_light = np.array([rng.uniform(-0.5, 0.5), rng.uniform(-0.6, 0.6), 1.0])
     return Look(
-        wood=colour((0.04, 0.12), (0.1, 0.5), (0.5, 0.85)),
+        cloth=colour((0.0, 1.0), (0.0, 0.15), (0.55, 0.85)),
         wall=colour((0.0, 1.0), (0.0, 0.2), (0.6, 0.95)),
         floor=colour((0.0, 1.0), (0.0, 0.2), (0.3, 0.6)),
         to_light=tuple((to_light / np.linalg.norm(to_light)).tolist()),
-        wood_seed=int(rng.integers(1 << 30)),
     )
 
 
@@ -137,6 +137,19 @@ def _begin(target: Solid, poses: Mapping[str, Array], start: Start) -> tuple:
     return (target.name, tuple(start.tip_m - poses[target.name][:3, 3]), start.gripper_command, None, False, 1)
 
 
+def _called(target: Solid, poses: Mapping[str, Array]) -> str:
+    """What a task calls it: by its looks, and by its place among the others as the robot sees them, where it has one.
+
+    Which of several objects has a look is among the last things that a small model learns, which has one place is not.
+    """
+    y_m = {name: pose[1, 3] for name, pose in poses.items()}  # +y is the robot's left
+    if len(poses) == 1 or any(abs(y_m[name] - y_m[target.name]) < _ASIDE_M for name in poses if name != target.name):
+        return target.name
+    from_left = sorted(poses, key=lambda name: -y_m[name]).index(target.name)
+    places = ["on the left", *["in the middle"] * (len(poses) - 2), "on the right"]
+    return f"{target.name} {places[from_left]}"
+
+
 def _grasp(target: Solid, poses: Mapping[str, Array], start: Start) -> list[tuple]:
     return [
         _begin(target, poses, start),
@@ -149,7 +162,7 @@ def _grasp(target: Solid, poses: Mapping[str, Array], start: Start) -> list[tupl
 def _pick(target: Solid, flat: list[Solid], poses: Mapping[str, Array], start: Start, rng) -> Script:
     lift = (rng.uniform(-0.05, 0.03), rng.uniform(-0.05, 0.05), rng.uniform(0.07, 0.11))
     legs = [*_grasp(target, poses, start), (target.name, lift, 1.0, target.name, True, 6)]
-    return Script(f"Pick up the {target.name}.", target.name, _timed(legs, poses, rng))
+    return Script(f"Pick up the {_called(target, poses)}.", target.name, _timed(legs, poses, rng))
 
 
 def _push(target: Solid, flat: list[Solid], poses: Mapping[str, Array], start: Start, rng) -> Script:
@@ -165,7 +178,9 @@ def _push(target: Solid, flat: list[Solid], poses: Mapping[str, Array], start: S
         (target.name, away, 1.0, None, True, 5),
     ]
     where = "left" if side > 0 else "right"
-    return Script(f"Push the {target.name} to the {where}.", target.name, _timed(legs, poses, rng), is_push=True)
+    return Script(
+        f"Push the {_called(target, poses)} to the {where}.", target.name, _timed(legs, poses, rng), is_push=True
+    )
 
 
 def _stack(target: Solid, flat: list[Solid], poses: Mapping[str, Array], start: Start, rng) -> Script:
@@ -179,7 +194,7 @@ def _stack(target: Solid, flat: list[Solid], poses: Mapping[str, Array], start: 
         (second.name, (0, 0, on_top_m), 0.0, None, False, 4),
         (second.name, (rng.uniform(-0.03, 0.0), 0, on_top_m + 0.05), 0.0, None, True, 5),
     ]
-    return Script(f"Put the {target.name} on the {second.name}.", target.name, _timed(legs, poses, rng))
+    return Script(f"Put the {_called(target, poses)} on the {second.name}.", target.name, _timed(legs, poses, rng))
 
 
 def _approach(target: Solid, flat: list[Solid], poses: Mapping[str, Array], start: Start, rng) -> Script:
@@ -187,7 +202,7 @@ def _approach(target: Solid, flat: list[Solid], poses: Mapping[str, Array], star
         _begin(target, poses, start),
         (target.name, (0, 0, target.height_m / 2 + 0.06), float(rng.integers(0, 2)), None, False, 8),
     ]
-    return Script(f"Move the gripper above the {target.name}.", target.name, _timed(legs, poses, rng))
+    return Script(f"Move the gripper above the {_called(target, poses)}.", target.name, _timed(legs, poses, rng))
 
 
 def _put_down(target: Solid, scene: Scene, rng: np.random.Generator) -> Script:

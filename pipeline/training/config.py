@@ -25,15 +25,15 @@ class TrainConfig:
     # Of the rendered world.
     num_episodes: int = 1200
     # The VAE first learns the principal components of what it sees, then to draw. 0 and 0 leave it as it is.
-    vae_code_steps: int = 1000
+    vae_code_steps: int = 600
     vae_steps: int = 800
     vae_batch_size: int = 2
     vae_learning_rate: float = 2e-3
-    transformer_steps: int = 4400
+    transformer_steps: int = 8000
     batch_size: int = 16
     learning_rate: float = 2e-3
     # Between the beginnings of two windows of the training set.
-    window_stride: int = 12
+    window_stride: int = 9
     flow_shift: float = 10.0
     # What the checkpoint's weights are stored as: float32 or bfloat16.
     dtype: str = "bfloat16"

@@ -91,6 +91,25 @@ def test_only_the_task_tells_two_plays_of_one_scene_apart(world):
         assert one.gripper_position[0] == other.gripper_position[0]
 
 
+def test_a_task_tells_the_place_of_an_object_that_has_one(world):
+    """As the robot sees it: +y is its left."""
+    told = 0
+    for recording in world:
+        y_m = {name: poses[0, 1, 3] for name, poses in recording.object_poses.items()}
+        target_y_m = y_m.pop(recording.target)
+        tests = {
+            "on the left": all(target_y_m > other for other in y_m.values()),
+            "in the middle": min(y_m.values()) < target_y_m < max(y_m.values()),
+            "on the right": all(target_y_m < other for other in y_m.values()),
+        }
+        for place, is_there in tests.items():
+            if f"{recording.target} {place}" in recording.task:
+                assert is_there, recording.task
+                assert all(abs(target_y_m - other) >= 0.03 for other in y_m.values())
+                told += 1
+    assert told > len(world) / 2
+
+
 def test_fingers_are_apart_by_what_they_hold_and_by_nothing_before(world):
     picked = [recording for recording in world if recording.task.startswith("Pick up")]
     closed = [recording for recording in picked if recording.gripper_command[0] == 1]
