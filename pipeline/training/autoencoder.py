@@ -31,6 +31,7 @@ class AutoencoderSettings:
     edge_weight: float = 0.5
     motion_weight: float = 3.0
     code_weight: float = 1.0
+    code_spread_weight: float = 0.1  # of how far off the encoder says it is, beside how far it is
 
     @property
     def num_frames(self) -> int:
@@ -78,7 +79,7 @@ def code_loss(
     spread = 0.5 * (squared.detach() / posterior.var + posterior.logvar)
     noise = torch.randn(code.shape, generator=generator)
     pixels, figures = _pixel_loss(model.decode(code + posterior.std.detach() * noise).sample, clips_BCTHW, settings)
-    loss = settings.code_weight * (squared.mean() + 0.1 * spread.mean()) + pixels
+    loss = settings.code_weight * (squared.mean() + settings.code_spread_weight * spread.mean()) + pixels
     return loss, figures | {"code_error": float(squared.detach().mean())}
 
 
